@@ -1,0 +1,45 @@
+"""Every operator that torch's dispatcher knows as `torch.ops.crpt.*`: one screen, one line each.
+
+None mutates or aliases its inputs. Beside its result an operator returns what its gradient needs again, so
+that nothing is computed twice. "compute" is float64 for float64 inputs and float32 for all others.
+
+| operator                        | returns                                                                          |
+|---------------------------------|----------------------------------------------------------------------------------|
+| sinkhorn                        | codes [..., B, M]                                                                |
+| prototype_similarity            | similarity [..., B, M]; in compute: unit rows [..., B, D], [..., M, D], their    |
+|                                 | lengths [..., B], [..., M]                                                       |
+| prototype_similarity_backward   | gradient of the rows that `unit` and `norm` came from; for the prototypes pass   |
+|                                 | the transposed gradient and the embeddings as `other`                            |
+| prototype_loss                  | loss [...]; row logsumexp of scores / temperature [..., B] in compute            |
+| intrinsic_loss                  | loss [...]; weights [i != j] / (M^2 (s_ij + offset)) [..., M, M] in compute      |
+| knn_distance                    | distance to the k-th nearest [B] in compute; which key that is, int64 [B]        |
+"""
+
+from __future__ import annotations
+
+import torch
+
+LIBRARY = torch.library.Library("crpt", "DEF")
+
+SCHEMAS = (
+    "sinkhorn(Tensor scores, float temperature, int iterations) -> Tensor",
+    "prototype_similarity(Tensor embeddings, Tensor prototypes) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "prototype_similarity_backward(Tensor grad, Tensor unit, Tensor norm, Tensor other) -> Tensor",
+    "prototype_loss(Tensor scores, Tensor codes, float temperature) -> (Tensor, Tensor)",
+    "prototype_loss_backward_scores("
+    "Tensor grad, Tensor scores, Tensor codes, Tensor logsumexp, float temperature) -> Tensor",
+    "prototype_loss_backward_codes(Tensor grad, Tensor scores, Tensor logsumexp, float temperature) -> Tensor",
+    "intrinsic_loss(Tensor prototypes, float offset) -> (Tensor, Tensor)",
+    "intrinsic_loss_backward(Tensor grad, Tensor prototypes, Tensor weights) -> Tensor",
+    "random_shift(Tensor images, Tensor shifts, int pad) -> Tensor",
+    "random_shift_backward(Tensor grad, Tensor shifts, int pad) -> Tensor",
+    "frame_stack(Tensor frames, Tensor index, Tensor? shifts, int pad, ScalarType dtype) -> Tensor",
+    "knn_distance(Tensor queries, Tensor keys, int k) -> (Tensor, Tensor)",
+    "knn_distance_backward_queries("
+    "Tensor grad, Tensor queries, Tensor keys, Tensor distance, Tensor index) -> Tensor",
+    "knn_distance_backward_keys("
+    "Tensor grad, Tensor queries, Tensor keys, Tensor distance, Tensor index) -> Tensor",
+)
+
+for _schema in SCHEMAS:
+    LIBRARY.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
