@@ -1,0 +1,43 @@
+# The CPU kernels: each source compiled once per instruction-set level, the level picked at run time.
+
+set(CRPT_KERNELS sinkhorn row_normalize prototype_loss intrinsic_loss random_shift frame_stack
+    knn_distance)
+list(TRANSFORM CRPT_KERNELS PREPEND ${CMAKE_CURRENT_LIST_DIR}/kernels/ OUTPUT_VARIABLE kernel_sources)
+list(TRANSFORM kernel_sources APPEND .cpp)
+
+find_package(OpenMP COMPONENTS CXX)
+
+add_library(crpt_cpu STATIC ${CMAKE_CURRENT_LIST_DIR}/kernels/dispatch.cpp)
+target_include_directories(crpt_cpu PUBLIC ${CMAKE_CURRENT_LIST_DIR})
+target_link_libraries(crpt_cpu PRIVATE crpt_options)
+if(OpenMP_CXX_FOUND)
+  target_link_libraries(crpt_cpu PUBLIC OpenMP::OpenMP_CXX)
+endif()
+
+# Neither errno nor floating-point traps are part of the kernels' contract; everything else IEEE is.
+set(CRPT_KERNEL_FLAGS -O3 -fopenmp-simd -fno-math-errno -fno-trapping-math -ffp-contract=fast)
+
+function(crpt_add_level level)
+  add_library(crpt_cpu_${level} OBJECT ${kernel_sources})
+  target_compile_definitions(crpt_cpu_${level} PRIVATE CRPT_ISA=${level})
+  target_compile_options(crpt_cpu_${level} PRIVATE ${CRPT_KERNEL_FLAGS} ${ARGN})
+  target_include_directories(crpt_cpu_${level} PRIVATE ${CMAKE_CURRENT_FUNCTION_LIST_DIR})
+  target_link_libraries(crpt_cpu_${level} PRIVATE crpt_options)
+  if(OpenMP_CXX_FOUND)
+    target_link_libraries(crpt_cpu_${level} PRIVATE OpenMP::OpenMP_CXX)
+  endif()
+  target_sources(crpt_cpu PRIVATE $<TARGET_OBJECTS:crpt_cpu_${level}>)
+endfunction()
+
+crpt_add_level(baseline)
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
+  crpt_add_level(avx2 -mavx2 -mfma -mf16c)
+  crpt_add_level(avx512 -mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl
+                 -mprefer-vector-width=512)
+endif()
+
+if(CRPT_BUILD_PYTHON)
+  pybind11_add_module(_cpu MODULE ${CMAKE_CURRENT_LIST_DIR}/bindings/cpu.cpp)
+  target_link_libraries(_cpu PRIVATE crpt_cpu crpt_options)
+  install(TARGETS _cpu LIBRARY DESTINATION crpt)
+endif()
