@@ -68,11 +68,13 @@ class Writer:
                 return
         self._roll_back(floor)
 
-    def trim(self) -> None:
-        """Cuts a growing domain's arrays to the steps that it has."""
-        committed = int(self._store.cursor[COMMITTED])
-        if int(self._store.cursor[FLOOR]) == 0 and 0 < committed < self._store.capacity:
-            self._store.resize(committed)
+    def fit(self, more: int) -> None:
+        """Makes a growing domain's arrays end `more` steps after the newest one."""
+        if self._when_full != "grow":
+            raise RuntimeError("fit() is for writers with when_full=grow")
+        capacity = int(self._store.cursor[COMMITTED]) + more
+        if capacity != self._store.capacity:
+            self._store.resize(capacity)
 
     def close(self) -> None:
         if not self._closed:
@@ -95,8 +97,8 @@ class Writer:
         cursor[FLOOR] = min(int(cursor[FLOOR]), step)
         self._open = False
 
-    def _require(self, name: str, value: object, shape: tuple[int, ...]) -> None:
-        got = np.shape(value)  # type: ignore[arg-type]
+    def _require(self, name: str, value: Any, shape: tuple[int, ...]) -> None:
+        got = np.shape(value)
         if got != shape:
             raise ValueError(f"{name} should be {list(shape)}, got {list(got)}")
 

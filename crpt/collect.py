@@ -1,0 +1,157 @@
+"""Collect: uniform random play in every domain, recorded into one dataset."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from crpt import envs
+from crpt.collect_workers import record_in_processes
+from crpt.random_play import MakeEnv, is_complete, record
+from crpt.replay import DatasetError, ReplayBuffer, require_disk_space
+
+if TYPE_CHECKING:
+    from crpt.config import CollectConfig
+
+
+class DatasetMismatchError(DatasetError):
+    """The dataset at the given place was collected with other settings."""
+
+
+def collect(
+    config: CollectConfig,
+    dataset: str | Path,
+    *,
+    seed: int,
+    make_env: MakeEnv = envs.make,
+    progress: bool = True,
+) -> ReplayBuffer:
+    """Records `config.transitions` transitions of each of `config.domains` into the directory `dataset`.
+
+    Running it again goes on where it stopped, in whatever way it stopped; asking for more transitions or
+    domains adds them. The data is a function of the config and the seed alone, byte for byte.
+
+    Args:
+        config: what to record.
+        dataset: a directory; made if it is not there.
+        seed: of the whole dataset, at least 0.
+        make_env: `make_env(domain, render=, action_repeat=, image_size=)`, a gymnasium.Env whose frames are
+            uint8 [C, H, W], whose actions are a bounded Box, and whose episodes depend on reset's seed and
+            the actions alone. `info["state"]` is recorded where there is one.
+        progress: whether to show a bar per domain.
+
+    Raises:
+        DatasetMismatchError: `dataset` holds data of other settings or another seed.
+        DatasetFullError: the disk has no room for all of it, or filled up on the way.
+        RenderingUnavailableError: no OpenGL backend works here.
+    """
+    _check(config, seed)
+    dataset = Path(dataset)
+    buffer = _open(config, dataset, seed)
+    pending = [domain for domain in config.domains if not is_complete(config, buffer, domain)]
+    have = {d: buffer.num_transitions(d) if d in buffer.domains else 0 for d in config.domains}
+    missing = sum(config.transitions - have[domain] for domain in pending)
+    require_disk_space(dataset, missing * 3 * config.image_size**2)
+    workers = min(config.workers or len(os.sched_getaffinity(0)), len(pending))
+    with _Bars(config.transitions, have, disable=not progress) as bars:
+        if workers > 1:
+            record_in_processes(
+                config,
+                dataset,
+                pending,
+                workers=workers,
+                seed=seed,
+                make_env=make_env,
+                on_progress=lambda counts: [bars.show(*item) for item in counts.items()],
+            )
+        else:
+            for domain in pending:
+                record(
+                    config,
+                    buffer,
+                    domain,
+                    seed=seed,
+                    make_env=make_env,
+                    on_progress=partial(bars.show, domain),
+                )
+    return ReplayBuffer.open(dataset)
+
+
+def _check(config: CollectConfig, seed: int) -> None:
+    if not config.domains:
+        raise ValueError("domains should have at least one name, got none")
+    if len(set(config.domains)) != len(config.domains):
+        raise ValueError(f"domains should be different, got {list(config.domains)}")
+    for name in ("transitions", "episode_length", "action_repeat", "image_size"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name} should be at least 1, got {value}")
+    for name, value in (("workers", config.workers), ("seed", seed)):
+        if value < 0:
+            raise ValueError(f"{name} should be at least 0, got {value}")
+
+
+def _open(config: CollectConfig, dataset: Path, seed: int) -> ReplayBuffer:
+    settings: dict[str, Any] = {
+        "seed": seed,
+        "render": config.render,
+        "action_repeat": config.action_repeat,
+        "image_size": config.image_size,
+        "episode_length": config.episode_length,
+    }
+    if not (dataset / "dataset.json").exists():
+        packages = {
+            name: importlib.metadata.version(name) for name in ("dm_control", "mujoco", "numpy")
+        }
+        return ReplayBuffer.create(dataset, {}, {**settings, "versions": packages})
+    buffer = ReplayBuffer.open(dataset)
+    different = [
+        f"{name} {buffer.metadata.get(name)!r} there, {value!r} here"
+        for name, value in settings.items()
+        if buffer.metadata.get(name) != value
+    ]
+    if different:
+        raise DatasetMismatchError(
+            f"{dataset} was collected with other settings ({'; '.join(different)}): "
+            "collect with those, or into another directory"
+        )
+    return buffer
+
+
+class _Bars:
+    """A progress bar per domain, from its first new transition to its last."""
+
+    def __init__(self, transitions: int, have: dict[str, int], *, disable: bool) -> None:
+        self._transitions = transitions
+        self._have = have
+        self._disable = disable
+        self._bars: dict[str, tqdm[Any]] = {}
+
+    def show(self, domain: str, count: int) -> None:
+        bar = self._bars.get(domain)
+        if bar is None:
+            if count == self._have[domain]:
+                return
+            bar = self._bars[domain] = tqdm(
+                total=self._transitions,
+                initial=self._have[domain],
+                desc=f"collect {domain}",
+                unit=" transitions",
+                disable=self._disable,
+            )
+        # A replaced worker records the cut episode again, and the bar steps back.
+        bar.update(count - bar.n)
+        if count == self._transitions:
+            bar.close()
+
+    def __enter__(self) -> _Bars:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for bar in self._bars.values():
+            bar.close()

@@ -1,0 +1,189 @@
+"""Processes that record domains side by side. A domain is recorded by one process at a time.
+
+Killing a worker at any moment is safe: the dataset keeps what was committed, and whoever records the domain
+next goes on from there with the same bytes. So workers are stopped by killing them, and one that died or
+hangs (drivers do, when several processes render on one GPU) is replaced.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import multiprocessing
+import multiprocessing.connection
+import os
+import pickle
+import signal
+import sys
+import threading
+import time
+import traceback
+import types
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from crpt.random_play import MakeEnv, record
+from crpt.replay import ReplayBuffer
+
+if TYPE_CHECKING:
+    from crpt.config import CollectConfig
+
+_log = logging.getLogger(__name__)
+_CONTEXT = multiprocessing.get_context("spawn")  # a forked process cannot use OpenGL
+_POLL_SECONDS = 0.25
+_STALL_SECONDS = 300.0
+_ATTEMPTS = 3
+
+
+class WorkerDiedError(RuntimeError):
+    """The process that recorded a domain died or hung, again and again."""
+
+
+class _Worker:
+    """The parent's end of one process."""
+
+    def __init__(self, config: CollectConfig, dataset: Path, seed: int, make_env: MakeEnv) -> None:
+        self.connection, child = _CONTEXT.Pipe()
+        arguments = (child, config, dataset, seed, make_env)
+        self._process = _CONTEXT.Process(target=_main, args=arguments, daemon=True)
+        with _main_module_hidden(make_env):
+            self._process.start()
+        child.close()
+        self.domain = ""
+        self._moved: tuple[int, float] = (-1, 0.0)
+
+    def begin(self, domain: str) -> None:
+        self.domain = domain
+        self._moved = (-1, time.monotonic())
+        self.connection.send(domain)
+
+    def has_stalled(self, transitions: int) -> bool:
+        if transitions != self._moved[0]:
+            self._moved = (transitions, time.monotonic())
+        return time.monotonic() - self._moved[1] > _STALL_SECONDS
+
+    def kill(self) -> str:
+        """Ends the process, and says how it ended if it had done so by itself."""
+        self._process.join(timeout=0.1)
+        code = self._process.exitcode
+        self._process.kill()
+        self._process.join()
+        self.connection.close()
+        if code is None:
+            return f"made no progress for {_STALL_SECONDS:.0f} s"
+        name = signal.Signals(-code).name if code < 0 else f"exit status {code}"
+        return f"died ({name})" + (", perhaps out of memory" if code == -signal.SIGKILL else "")
+
+
+def record_in_processes(
+    config: CollectConfig,
+    dataset: Path,
+    domains: Sequence[str],
+    *,
+    workers: int,
+    seed: int,
+    make_env: MakeEnv,
+    on_progress: Callable[[dict[str, int]], None],
+) -> None:
+    """Records the domains with so many processes, calling `on_progress` with the transitions of each.
+
+    Raises what the first failing worker raised; the others are stopped, and keep what they committed.
+    """
+    waiting = deque(domains)
+    attempts = dict.fromkeys(domains, 0)
+    busy: list[_Worker] = []
+
+    def start(worker: _Worker | None = None) -> None:
+        worker = worker or _Worker(config, dataset, seed, make_env)
+        busy.append(worker)
+        attempts[waiting[0]] += 1
+        worker.begin(waiting.popleft())
+
+    try:
+        while busy or waiting:
+            while waiting and len(busy) < workers:
+                start()
+            ready = multiprocessing.connection.wait([w.connection for w in busy], _POLL_SECONDS)
+            buffer = ReplayBuffer.open(dataset)
+            counts = {d: buffer.num_transitions(d) for d in domains if d in buffer.domains}
+            on_progress(counts)
+            for worker in list(busy):
+                try:
+                    if worker.connection in ready:
+                        error = worker.connection.recv()
+                        if error is not None:
+                            raise error
+                        busy.remove(worker)
+                        if waiting:
+                            start(worker)
+                        else:
+                            worker.kill()
+                    elif worker.has_stalled(counts.get(worker.domain, 0)):
+                        raise EOFError
+                except (EOFError, ConnectionError):
+                    busy.remove(worker)
+                    problem = f"the process recording {worker.domain} {worker.kill()}"
+                    if attempts[worker.domain] == _ATTEMPTS:
+                        raise WorkerDiedError(
+                            f"{problem}, {_ATTEMPTS} times; what was committed is whole: "
+                            "run the same command again, perhaps with fewer workers"
+                        ) from None
+                    _log.warning("%s; starting another", problem)
+                    waiting.appendleft(worker.domain)
+    finally:
+        for worker in busy:
+            worker.kill()
+
+
+def _main(
+    connection: Connection, config: CollectConfig, dataset: Path, seed: int, make_env: MakeEnv
+) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    while True:
+        domain = connection.recv()
+        try:
+            buffer = ReplayBuffer.open(dataset)
+            record(config, buffer, domain, seed=seed, make_env=make_env)
+            connection.send(None)
+        except Exception as error:
+            connection.send(_portable(error))
+
+
+def _die_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _portable(error: Exception) -> Exception:
+    """The error, or one of the same words if it cannot be sent to another process."""
+    error.add_note(f"in a worker process:\n{traceback.format_exc()}")
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        replacement = RuntimeError(f"{type(error).__name__}: {error}")
+        replacement.add_note(error.__notes__[-1])
+        return replacement
+    return error
+
+
+@contextlib.contextmanager
+def _main_module_hidden(make_env: MakeEnv) -> Iterator[None]:
+    """Keeps a spawned process from importing the parent's main script, unless `make_env` is in it.
+
+    The import would cost seconds (torch), and start a script without an `if __name__` guard all over again.
+    """
+    main = sys.modules["__main__"]
+    if getattr(make_env, "__module__", None) == "__main__":
+        yield
+        return
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main

@@ -1,0 +1,120 @@
+"""Random play in one domain, recorded: episode e is a pure function of (seed, domain, e)."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from gymnasium.spaces import Box
+
+from crpt.replay import DomainSpec, ReplayBuffer, Writer
+
+if TYPE_CHECKING:
+    import gymnasium
+
+    from crpt.config import CollectConfig
+
+MakeEnv = Callable[..., "gymnasium.Env[Any, Any]"]
+_FIRST_CAPACITY = 1024
+
+
+def record(
+    config: CollectConfig,
+    buffer: ReplayBuffer,
+    domain: str,
+    *,
+    seed: int,
+    make_env: MakeEnv,
+    on_progress: Callable[[int], None] = lambda transitions: None,
+) -> None:
+    """Records uniform random play until the domain has exactly `config.transitions` transitions.
+
+    Goes on after the last whole episode that is there. The bytes depend on the config, the seed and the
+    domain's name alone: not on when it was interrupted, nor on how many transitions were asked for before.
+    """
+    if is_complete(config, buffer, domain):
+        return
+    env = make_env(
+        domain,
+        render=config.render,
+        action_repeat=config.action_repeat,
+        image_size=config.image_size,
+    )
+    try:
+        if not isinstance(env.action_space, Box) or not env.action_space.is_bounded():
+            raise TypeError(f"env should have a bounded Box of actions, got {env.action_space}")
+        if domain not in buffer.domains:
+            buffer.add_domain(domain, _spec(env, seed))
+        with buffer.writer(domain, when_full="grow") as writer:
+            if buffer.cursor(domain) == buffer.capacity(domain):
+                # A finished, smaller request: it cut its last episode short.
+                writer.discard_last_episode()
+            episode = len(buffer.episodes(domain))
+            while (missing := config.transitions - buffer.num_transitions(domain)) > 0:
+                source = episode_seed(seed, domain, episode)
+                _record_episode(config, writer, env, source, missing, on_progress)
+                episode += 1
+    finally:
+        env.close()
+
+
+def is_complete(config: CollectConfig, buffer: ReplayBuffer, domain: str) -> bool:
+    """Whether nothing is left to record; more transitions than asked for are an error, not a surplus."""
+    if domain not in buffer.domains:
+        return False
+    have = buffer.num_transitions(domain)
+    if have > config.transitions:
+        raise ValueError(
+            f"transitions should be at least the {have} that {buffer.path} has of {domain}, "
+            f"got {config.transitions}; ask for more, or collect into another directory"
+        )
+    return have == config.transitions and buffer.capacity(domain) == buffer.cursor(domain)
+
+
+def episode_seed(seed: int, domain: str, episode: int) -> np.random.SeedSequence:
+    """The source of all randomness of one episode."""
+    return np.random.SeedSequence([seed, zlib.crc32(domain.encode()), episode])
+
+
+def _record_episode(
+    config: CollectConfig,
+    writer: Writer,
+    env: gymnasium.Env[Any, Any],
+    source: np.random.SeedSequence,
+    missing: int,
+    on_progress: Callable[[int], None],
+) -> None:
+    limit = min(missing, config.episode_length or missing)
+    env_source, action_source = source.spawn(2)
+    actions = np.random.default_rng(action_source)
+    low, high = env.action_space.low, env.action_space.high
+    frame, info = env.reset(seed=int(env_source.generate_state(1)[0]))
+    writer.begin(frame, _state(info))
+    for step in range(1, limit + 1):
+        action = actions.uniform(low, high).astype(np.float32)
+        frame, reward, terminated, truncated, info = env.step(action)
+        last = terminated or truncated or step == limit
+        discount = info.get("discount", 0.0 if terminated else 1.0)
+        if step == missing:
+            # Before the last commit, so that arrays without a free slot mean a finished request.
+            writer.fit(1)
+        writer.append(frame, action, reward, discount, _state(info), last)
+        on_progress(config.transitions - missing + step)
+        if last:
+            return
+
+
+def _spec(env: gymnasium.Env[Any, Any], seed: int) -> DomainSpec:
+    frame, info = env.reset(seed=seed % 2**32)
+    return DomainSpec(
+        capacity=_FIRST_CAPACITY,
+        action_shape=env.action_space.shape,
+        state_shape=_state(info).shape,
+        frame_shape=frame.shape,
+    )
+
+
+def _state(info: dict[str, Any]) -> np.ndarray[Any, Any]:
+    return np.asarray(info.get("state", ()), dtype=np.float64).ravel()
