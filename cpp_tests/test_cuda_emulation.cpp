@@ -1,0 +1,150 @@
+// The emulated device itself: a test that runs on it proves nothing unless it finds what it should find.
+#include "kernels/device.cuh"
+#include "testing.h"
+
+namespace crpt::cuda {
+namespace {
+
+constexpr cudaStream_t kStream = nullptr;
+
+template <class A>
+__global__ void sum_kernel(const A* in, A* out) {
+  const A total = block_reduce(in[global_thread()], Sum());
+  out[global_thread()] = total;
+}
+
+TEST(CudaEmulation, BlockReduceGivesEveryThreadTheSum) {
+  std::vector<float> in(3 * kThreads);
+  for (std::size_t i = 0; i < in.size(); ++i) in[i] = static_cast<float>(i);
+  const auto out = in_every_order([&] {
+    std::vector<float> sums(in.size());
+    EXPECT_LAUNCHED(launch(kStream, 3, sum_kernel<float>, in.data(), sums.data()));
+    return sums;
+  });
+  for (std::size_t i = 0; i < out.size(); ++i) {
+    const std::size_t block = i / kThreads;
+    EXPECT_EQ(out[i], kThreads * (block * kThreads + (kThreads - 1) / 2.0));
+  }
+}
+
+__global__ void divergent_kernel() {
+  if (threadIdx.x < 40) __syncthreads();
+}
+__global__ void two_barriers_kernel() {
+  if (threadIdx.x < 128) {
+    __syncthreads();
+  } else {
+    __syncthreads();
+  }
+}
+__global__ void divergent_warp_kernel(float* out) {
+  if (threadIdx.x != 5) out[threadIdx.x] = __shfl_xor_sync(0xffffffffu, out[threadIdx.x], 1);
+}
+
+TEST(CudaEmulation, FindsDivergedBarriers) {
+  std::vector<float> values(kThreads);
+  EXPECT_EQ(cudaErrorLaunchFailure, launch(kStream, 1, divergent_kernel));
+  EXPECT_NE(emulation::last_failure().find("216 of 256 threads returned"), std::string::npos);
+  EXPECT_EQ(cudaErrorLaunchFailure, launch(kStream, 1, two_barriers_kernel));
+  EXPECT_EQ(cudaErrorLaunchFailure, launch(kStream, 1, divergent_warp_kernel, values.data()));
+}
+
+__global__ void racing_kernel(int* out) {
+  __shared__ int shared[kThreads];
+  shared[threadIdx.x] = static_cast<int>(threadIdx.x + blockIdx.x * kThreads);
+  out[global_thread()] = shared[kThreads - 1 - threadIdx.x];  // no barrier between
+}
+
+TEST(CudaEmulation, ThreadOrdersShowARace) {
+  std::vector<int> ascending(2 * kThreads), descending(2 * kThreads);
+  EXPECT_LAUNCHED(launch(kStream, 2, racing_kernel, ascending.data()));
+  emulation::set_order(emulation::Order::kDescending);
+  EXPECT_LAUNCHED(launch(kStream, 2, racing_kernel, descending.data()));
+  emulation::set_order(emulation::Order::kAscending);
+  EXPECT_NE(ascending, descending);
+}
+
+__global__ void failing_kernel(const int* value) { assert(*value < 3 && "value should be < 3"); }
+
+TEST(CudaEmulation, AssertStopsTheKernelAndNotTheNext) {
+  const int bad = 3;
+  const int good = 2;
+  EXPECT_EQ(cudaErrorAssert, launch(kStream, 1, failing_kernel, &bad));
+  EXPECT_NE(emulation::last_failure().find("value should be < 3"), std::string::npos);
+  EXPECT_LAUNCHED(launch(kStream, 1, failing_kernel, &good));
+}
+
+__global__ void ballot_kernel(unsigned* out) {
+  out[threadIdx.x] = __ballot_sync(0xffffffffu, threadIdx.x % 3 == 0);
+}
+
+TEST(CudaEmulation, Ballot) {
+  std::vector<unsigned> out(kThreads);
+  EXPECT_LAUNCHED(launch(kStream, 1, ballot_kernel, out.data()));
+  for (unsigned t = 0; t < kThreads; ++t) {
+    for (unsigned lane = 0; lane < 32; ++lane) {
+      EXPECT_EQ(out[t] >> lane & 1u, unsigned((t / 32 * 32 + lane) % 3 == 0));
+    }
+  }
+}
+
+TEST(CudaEmulation, HalfConversions) {
+  for (uint32_t bits = 0; bits < 65536; ++bits) {
+    const __half h{static_cast<uint16_t>(bits)};
+    const int exponent = static_cast<int>(bits >> 10 & 31u);
+    const double mantissa = bits & 1023u;
+    double expected = exponent == 0 ? std::ldexp(mantissa, -24)
+                                    : std::ldexp(1024 + mantissa, exponent - 25);
+    if (exponent == 31) expected = mantissa != 0 ? NAN : INFINITY;
+    const float value = __half2float(h);
+    if (std::isnan(expected)) {
+      EXPECT_TRUE(std::isnan(value) && std::isnan(__half2float(__float2half_rn(value))));
+      continue;
+    }
+    EXPECT_EQ(value, bits & 0x8000u ? -expected : expected);
+    EXPECT_EQ(__float2half_rn(value).bits, bits);
+    if (exponent == 31 || (bits & 0x7fffu) == 0x7bffu) continue;
+    const float next = __half2float({static_cast<uint16_t>(bits + 1)});
+    const float middle = value + (next - value) / 2;  // exact in float
+    EXPECT_EQ(__float2half_rn(middle).bits, bits + (bits & 1u));
+    EXPECT_EQ(__float2half_rn(std::nextafter(middle, value)).bits, bits);
+    EXPECT_EQ(__float2half_rn(std::nextafter(middle, next)).bits, bits + 1);
+  }
+  EXPECT_EQ(__float2half_rn(65519.996f).bits, 0x7bffu);
+  EXPECT_EQ(__float2half_rn(65520.0f).bits, 0x7c00u);
+}
+
+TEST(CudaEmulation, BFloat16Conversions) {
+  for (uint32_t bits = 0; bits < 65536; ++bits) {
+    const float value = __bfloat162float({static_cast<uint16_t>(bits)});
+    if (std::isnan(value)) {
+      EXPECT_TRUE(std::isnan(__bfloat162float(__float2bfloat16_rn(value))));
+      continue;
+    }
+    EXPECT_EQ(__float2bfloat16_rn(value).bits, bits);
+    if (std::isinf(value)) continue;
+    const uint32_t wide = bits << 16;
+    EXPECT_EQ(__float2bfloat16_rn(std::bit_cast<float>(wide | 0x8000u)).bits, bits + (bits & 1u));
+    EXPECT_EQ(__float2bfloat16_rn(std::bit_cast<float>(wide | 0x7fffu)).bits, bits);
+    EXPECT_EQ(__float2bfloat16_rn(std::bit_cast<float>(wide | 0x8001u)).bits, bits + 1);
+  }
+}
+
+TEST(CudaLaunch, GridsStayWithinTheLimit) {
+  EXPECT_EQ(blocks_for(0, 8), 0u);
+  EXPECT_EQ(blocks_for(1, 8), 1u);
+  EXPECT_EQ(blocks_for(8, 8), 1u);
+  EXPECT_EQ(blocks_for(9, 8), 2u);
+  EXPECT_EQ(blocks_for(int64_t{2147483647} * 8, 8), 2147483647u);
+  EXPECT_EQ(blocks_for(int64_t{2147483647} * 8 + 1, 8), 2147483647u);
+  EXPECT_EQ(blocks_for(std::numeric_limits<int64_t>::max(), 1), 2147483647u);
+}
+
+TEST(CudaLaunch, NothingToDoIsNoLaunch) {
+  const long before = emulation::launch_count();
+  EXPECT_LAUNCHED(launch(kStream, 0, divergent_kernel));
+  EXPECT_EQ(before, emulation::launch_count());
+}
+
+}  // namespace
+}  // namespace crpt::cuda

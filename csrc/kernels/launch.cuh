@@ -1,0 +1,70 @@
+// What every launcher needs on the host: element types by number, grid sizes and the checked launch.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+namespace crpt::cuda {
+
+enum class Dtype : int { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2, kFloat64 = 3, kUInt8 = 4 };
+
+// Sums are kept in fp32 for every narrower type, and in float64 for float64.
+template <class T>
+struct Compute {
+  using type = float;
+};
+template <>
+struct Compute<double> {
+  using type = double;
+};
+template <class T>
+using compute_t = typename Compute<T>::type;
+
+template <class T>
+struct Type {
+  using type = T;
+};
+
+// Calls function(Type<T>{}) with the element type that the number names.
+template <class Function>
+cudaError_t dispatch_floating(Dtype dtype, Function function) {
+  switch (dtype) {
+    case Dtype::kFloat32: return function(Type<float>{});
+    case Dtype::kFloat16: return function(Type<__half>{});
+    case Dtype::kBFloat16: return function(Type<__nv_bfloat16>{});
+    case Dtype::kFloat64: return function(Type<double>{});
+    default: return cudaErrorInvalidValue;
+  }
+}
+
+constexpr int kThreads = 256;  // of every block
+constexpr int kWarp = 32;
+constexpr int kWarps = kThreads / kWarp;
+constexpr int64_t kMaxBlocks = 2147483647;  // the limit of gridDim.x; kernels stride over what is left
+
+__host__ __device__ constexpr int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
+
+constexpr unsigned blocks_for(int64_t items, int64_t items_per_block) {
+  const int64_t blocks = ceil_div(items, items_per_block);
+  return static_cast<unsigned>(blocks < kMaxBlocks ? blocks : kMaxBlocks);
+}
+
+// Starts the kernel on the stream and returns what the launch said; nothing to do is no launch.
+template <class... Parameters, class... Arguments>
+cudaError_t launch(cudaStream_t stream, unsigned blocks, void (*kernel)(Parameters...),
+                   Arguments... arguments) {
+  if (blocks == 0) return cudaSuccess;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(blocks);
+  config.blockDim = dim3(kThreads);
+  config.stream = stream;
+  const cudaError_t launched =
+      cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
+  const cudaError_t pending = cudaGetLastError();  // read in any case, so that it is not met again later
+  return launched != cudaSuccess ? launched : pending;
+}
+
+}  // namespace crpt::cuda
