@@ -1,0 +1,246 @@
+// crpt._cpu: the CPU kernels for crpt/ops/cpu.py, which checks tensors, makes them contiguous and
+// allocates.
+//
+// Addresses come as integers (Tensor.data_ptr()), dtypes as the index of DType. The GIL is released
+// while a kernel runs. A value that a kernel refuses becomes a ValueError that names it.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <string>
+
+#include "kernels/dispatch.h"
+#include "kernels/frame_stack.h"
+#include "kernels/intrinsic_loss.h"
+#include "kernels/knn_distance.h"
+#include "kernels/prototype_loss.h"
+#include "kernels/random_shift.h"
+#include "kernels/row_normalize.h"
+#include "kernels/sinkhorn.h"
+
+namespace py = pybind11;
+
+namespace {
+
+using crpt::DType;
+using Address = uintptr_t;
+
+template <typename T = void>
+T* at(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+// Position of a flat index in a tensor of two dimensions, as Python prints it.
+void raise_if_bad(const crpt::BadValue& bad, int64_t columns) {
+  if (bad.argument == nullptr) return;
+  const auto text = [](int64_t x) { return std::to_string(x); };
+  throw py::value_error(std::string(bad.argument) + " should be in [" + text(bad.low) + ", " +
+                        text(bad.high) + "], got " + text(bad.value) + " at [" +
+                        text(bad.position / columns) + ", " + text(bad.position % columns) + "]");
+}
+
+void sinkhorn(Address scores, Address codes, int dtype, int64_t problems, int64_t samples,
+              int64_t prototypes, double temperature, int64_t iterations, int threads) {
+  py::gil_scoped_release nogil;
+  crpt::sinkhorn({.scores = at(scores),
+                  .codes = at(codes),
+                  .dtype = DType(dtype),
+                  .problems = problems,
+                  .samples = samples,
+                  .prototypes = prototypes,
+                  .temperature = temperature,
+                  .iterations = iterations,
+                  .threads = threads});
+}
+
+void row_normalize(Address rows, Address unit, Address norm, int dtype, int64_t count, int64_t dim,
+                   int threads) {
+  py::gil_scoped_release nogil;
+  crpt::row_normalize({.rows = at(rows),
+                       .unit = at(unit),
+                       .norm = at(norm),
+                       .dtype = DType(dtype),
+                       .count = count,
+                       .dim = dim,
+                       .threads = threads});
+}
+
+void row_normalize_backward(Address grad, Address unit, Address norm, Address grad_rows, int dtype,
+                            int64_t count, int64_t dim, int threads) {
+  py::gil_scoped_release nogil;
+  crpt::row_normalize_backward({.grad = at(grad),
+                                .unit = at(unit),
+                                .norm = at(norm),
+                                .grad_rows = at(grad_rows),
+                                .dtype = DType(dtype),
+                                .count = count,
+                                .dim = dim,
+                                .threads = threads});
+}
+
+void prototype_loss(Address scores, Address codes, Address loss, Address logsumexp, int dtype,
+                    int64_t problems, int64_t samples, int64_t prototypes, double temperature,
+                    int threads) {
+  py::gil_scoped_release nogil;
+  crpt::prototype_loss({.scores = at(scores),
+                        .codes = at(codes),
+                        .loss = at(loss),
+                        .logsumexp = at(logsumexp),
+                        .dtype = DType(dtype),
+                        .problems = problems,
+                        .samples = samples,
+                        .prototypes = prototypes,
+                        .temperature = temperature,
+                        .threads = threads});
+}
+
+void prototype_loss_backward(Address grad, Address scores, Address codes, Address logsumexp,
+                             Address grad_input, int dtype, int64_t problems, int64_t samples,
+                             int64_t prototypes, double temperature, int threads) {
+  py::gil_scoped_release nogil;
+  crpt::prototype_loss_backward({.grad = at(grad),
+                                 .scores = at(scores),
+                                 .codes = at(codes),
+                                 .logsumexp = at(logsumexp),
+                                 .grad_input = at(grad_input),
+                                 .dtype = DType(dtype),
+                                 .problems = problems,
+                                 .samples = samples,
+                                 .prototypes = prototypes,
+                                 .temperature = temperature,
+                                 .threads = threads});
+}
+
+void intrinsic_loss(Address weights, Address loss, int dtype, int64_t problems, int64_t prototypes,
+                    double offset, int threads) {
+  py::gil_scoped_release nogil;
+  crpt::intrinsic_loss({.weights = at(weights),
+                        .loss = at(loss),
+                        .dtype = DType(dtype),
+                        .problems = problems,
+                        .prototypes = prototypes,
+                        .offset = offset,
+                        .threads = threads});
+}
+
+void random_shift(Address images, Address out, Address shifts, int64_t batch, int64_t planes,
+                  int64_t height, int64_t width, int64_t pixel_bytes, int64_t pad, int threads) {
+  crpt::BadValue bad;
+  {
+    py::gil_scoped_release nogil;
+    bad = crpt::random_shift({.images = at(images),
+                              .out = at(out),
+                              .shifts = at<int64_t>(shifts),
+                              .batch = batch,
+                              .planes = planes,
+                              .height = height,
+                              .width = width,
+                              .pixel_bytes = pixel_bytes,
+                              .pad = pad,
+                              .threads = threads});
+  }
+  raise_if_bad(bad, 2);
+}
+
+void random_shift_backward(Address grad, Address grad_images, Address shifts, int dtype,
+                           int64_t batch, int64_t planes, int64_t height, int64_t width,
+                           int64_t pad, int threads) {
+  crpt::BadValue bad;
+  {
+    py::gil_scoped_release nogil;
+    bad = crpt::random_shift_backward({.grad = at(grad),
+                                       .grad_images = at(grad_images),
+                                       .shifts = at<int64_t>(shifts),
+                                       .dtype = DType(dtype),
+                                       .batch = batch,
+                                       .planes = planes,
+                                       .height = height,
+                                       .width = width,
+                                       .pad = pad,
+                                       .threads = threads});
+  }
+  raise_if_bad(bad, 2);
+}
+
+void frame_stack(Address frames, std::array<int64_t, 4> sizes, std::array<int64_t, 4> strides,
+                 Address index, int64_t batch, int64_t stack, Address shifts, int64_t pad,
+                 Address out, int out_bytes, int dtype, int threads) {
+  crpt::BadValue bad;
+  {
+    py::gil_scoped_release nogil;
+    bad = crpt::frame_stack({.frames = at<const uint8_t>(frames),
+                             .stride_n = strides[0],
+                             .stride_c = strides[1],
+                             .stride_h = strides[2],
+                             .stride_w = strides[3],
+                             .index = at<int64_t>(index),
+                             .shifts = at<int64_t>(shifts),
+                             .out = at(out),
+                             .out_bytes = out_bytes,
+                             .dtype = DType(dtype),
+                             .frame_count = sizes[0],
+                             .batch = batch,
+                             .stack = stack,
+                             .channels = sizes[1],
+                             .height = sizes[2],
+                             .width = sizes[3],
+                             .pad = pad,
+                             .threads = threads});
+  }
+  raise_if_bad(bad, std::string(bad.argument ? bad.argument : "") == "index" ? stack : 2);
+}
+
+void knn_distance(Address queries, Address keys, Address dots, Address distance, Address index,
+                  int dtype, int64_t batch, int64_t count, int64_t dim, int64_t k, double tolerance,
+                  int threads) {
+  py::gil_scoped_release nogil;
+  crpt::knn_distance({.queries = at(queries),
+                      .keys = at(keys),
+                      .dots = at(dots),
+                      .distance = at(distance),
+                      .index = at<int64_t>(index),
+                      .dtype = DType(dtype),
+                      .batch = batch,
+                      .count = count,
+                      .dim = dim,
+                      .k = k,
+                      .tolerance = tolerance,
+                      .threads = threads});
+}
+
+void knn_distance_backward(Address grad, Address queries, Address keys, Address distance,
+                           Address index, Address grad_queries, Address grad_keys, int dtype,
+                           int64_t batch, int64_t count, int64_t dim, int threads) {
+  py::gil_scoped_release nogil;
+  crpt::knn_distance_backward({.grad = at(grad),
+                               .queries = at(queries),
+                               .keys = at(keys),
+                               .distance = at(distance),
+                               .index = at<int64_t>(index),
+                               .grad_queries = at(grad_queries),
+                               .grad_keys = at(grad_keys),
+                               .dtype = DType(dtype),
+                               .batch = batch,
+                               .count = count,
+                               .dim = dim,
+                               .threads = threads});
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_cpu, module) {
+  module.doc() = "The CPU kernels; use crpt.ops.";
+  // Chosen here, so that a wrong CRPT_ISA fails the import and not the first call.
+  module.attr("isa") = crpt::isa_name(crpt::isa());
+  module.def("sinkhorn", &sinkhorn);
+  module.def("row_normalize", &row_normalize);
+  module.def("row_normalize_backward", &row_normalize_backward);
+  module.def("prototype_loss", &prototype_loss);
+  module.def("prototype_loss_backward", &prototype_loss_backward);
+  module.def("intrinsic_loss", &intrinsic_loss);
+  module.def("random_shift", &random_shift);
+  module.def("random_shift_backward", &random_shift_backward);
+  module.def("frame_stack", &frame_stack);
+  module.def("knn_distance", &knn_distance);
+  module.def("knn_distance_backward", &knn_distance_backward);
+}

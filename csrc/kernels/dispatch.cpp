@@ -1,0 +1,106 @@
+#include "kernels/dispatch.h"
+
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <stdexcept>
+#include <string>
+
+#include "kernels/frame_stack.h"
+#include "kernels/intrinsic_loss.h"
+#include "kernels/knn_distance.h"
+#include "kernels/prototype_loss.h"
+#include "kernels/random_shift.h"
+#include "kernels/row_normalize.h"
+#include "kernels/sinkhorn.h"
+
+namespace crpt {
+namespace {
+
+bool supported(Isa level) {
+  if (level == Isa::baseline) return true;
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                    __builtin_cpu_supports("f16c");
+  if (level == Isa::avx2) return avx2;
+  return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#else
+  return false;
+#endif
+}
+
+Isa choose() {
+  constexpr Isa levels[] = {Isa::avx512, Isa::avx2, Isa::baseline};
+  const char* wanted = std::getenv("CRPT_ISA");
+  const bool any = wanted == nullptr || *wanted == '\0';
+  for (const Isa level : levels) {
+    if (!any && std::strcmp(wanted, isa_name(level)) != 0) continue;
+    if (supported(level)) return level;
+    if (!any)
+      throw std::runtime_error(std::string("CRPT_ISA=") + wanted + ": this CPU has no " + wanted);
+  }
+  throw std::runtime_error(std::string("CRPT_ISA should be baseline, avx2 or avx512, got ") +
+                           wanted);
+}
+
+}  // namespace
+
+Isa isa() {
+  static const Isa level = choose();
+  return level;
+}
+
+const char* isa_name(Isa level) {
+  switch (level) {
+    case Isa::avx512:
+      return "avx512";
+    case Isa::avx2:
+      return "avx2";
+    case Isa::baseline:
+      break;
+  }
+  return "baseline";
+}
+
+void* allocate(size_t bytes) {
+  constexpr size_t line = 64;
+  void* memory = std::aligned_alloc(line, (bytes / line + 1) * line);
+  if (memory == nullptr) throw std::bad_alloc();
+  return memory;
+}
+
+void release(void* memory) { std::free(memory); }
+
+#if defined(__x86_64__)
+#define CRPT_DISPATCH(Result, name, Args) \
+  Result name(const Args& args) {         \
+    switch (isa()) {                      \
+      case Isa::avx512:                   \
+        return avx512::name(args);        \
+      case Isa::avx2:                     \
+        return avx2::name(args);          \
+      case Isa::baseline:                 \
+        break;                            \
+    }                                     \
+    return baseline::name(args);          \
+  }
+#else
+#define CRPT_DISPATCH(Result, name, Args) \
+  Result name(const Args& args) { return baseline::name(args); }
+#endif
+
+CRPT_DISPATCH(void, sinkhorn, SinkhornArgs)
+CRPT_DISPATCH(void, row_normalize, RowNormalizeArgs)
+CRPT_DISPATCH(void, row_normalize_backward, RowNormalizeBackwardArgs)
+CRPT_DISPATCH(void, prototype_loss, PrototypeLossArgs)
+CRPT_DISPATCH(void, prototype_loss_backward, PrototypeLossBackwardArgs)
+CRPT_DISPATCH(void, intrinsic_loss, IntrinsicLossArgs)
+CRPT_DISPATCH(BadValue, random_shift, RandomShiftArgs)
+CRPT_DISPATCH(BadValue, random_shift_backward, RandomShiftBackwardArgs)
+CRPT_DISPATCH(BadValue, frame_stack, FrameStackArgs)
+CRPT_DISPATCH(void, knn_distance, KnnDistanceArgs)
+CRPT_DISPATCH(void, knn_distance_backward, KnnDistanceBackwardArgs)
+
+}  // namespace crpt

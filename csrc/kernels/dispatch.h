@@ -1,0 +1,55 @@
+// One build for every x86-64 CPU: each kernel exists once per instruction-set level, in a namespace
+// of that name, and the level is picked once per process.
+//
+// CRPT_ISA=baseline|avx2|avx512 in the environment overrides the choice.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace crpt {
+
+enum class Isa { baseline, avx2, avx512 };
+
+// The level in use. Throws std::runtime_error when CRPT_ISA asks for one that is unknown or that
+// this CPU lacks.
+Isa isa();
+const char* isa_name(Isa level);
+
+enum class DType { f32, f16, bf16, f64 };
+
+struct Half {
+  uint16_t bits;
+};
+struct BFloat16 {
+  uint16_t bits;
+};
+
+// The first value that a kernel refused: argument[position] is value, and should be in [low, high].
+struct BadValue {
+  const char* argument = nullptr;  // null: all values were fine
+  int64_t position = 0;
+  int64_t value = 0;
+  int64_t low = 0;
+  int64_t high = 0;
+};
+
+// Aligned scratch memory; throws std::bad_alloc. Kernels allocate before they start threads.
+void* allocate(size_t bytes);
+void release(void* memory);
+
+}  // namespace crpt
+
+// Declares a kernel at every level, and under its plain name the one that picks. All take one
+// struct of arguments and any thread may call them at any time.
+#define CRPT_KERNEL(Result, name, Args) \
+  namespace baseline {                  \
+  Result name(const Args& args);        \
+  }                                     \
+  namespace avx2 {                      \
+  Result name(const Args& args);        \
+  }                                     \
+  namespace avx512 {                    \
+  Result name(const Args& args);        \
+  }                                     \
+  Result name(const Args& args);

@@ -1,0 +1,183 @@
+#include "kernels/knn_distance.h"
+
+#include "kernels/parallel.h"
+#include "kernels/simd_math.h"
+
+namespace crpt::CRPT_ISA {
+namespace {
+
+// The k smallest (value, index) pairs seen so far, as a heap with the largest on top. NaN is larger
+// than all.
+template <typename A>
+class Smallest {
+ public:
+  Smallest(A* values, int64_t* indices, int64_t k) : values_(values), indices_(indices), k_(k) {}
+  bool full() const { return size_ == k_; }
+  A top() const { return values_[0]; }
+  int64_t top_index() const { return indices_[0]; }
+
+  void offer(A value, int64_t index) {
+    if (size_ < k_) {
+      int64_t i = size_++;
+      for (; i > 0 && after(value, index, (i - 1) / 2); i = (i - 1) / 2) move((i - 1) / 2, i);
+      put(value, index, i);
+    } else if (!after(value, index, 0)) {
+      int64_t i = 0;
+      for (int64_t child = 1; child < k_; child = 2 * i + 1) {
+        if (child + 1 < k_ && after(values_[child + 1], indices_[child + 1], child)) ++child;
+        if (after(value, index, child)) break;
+        move(child, i);
+        i = child;
+      }
+      put(value, index, i);
+    }
+  }
+
+ private:
+  // Whether (value, index) sorts after the pair in slot i.
+  bool after(A value, int64_t index, int64_t i) const {
+    const A other = values_[i];
+    const bool nan = value != value, other_nan = other != other;
+    if (nan || other_nan) return nan && (!other_nan || index > indices_[i]);
+    return value > other || (value == other && index > indices_[i]);
+  }
+  void move(int64_t from, int64_t to) { put(values_[from], indices_[from], to); }
+  void put(A value, int64_t index, int64_t i) {
+    values_[i] = value;
+    indices_[i] = index;
+  }
+
+  A* values_;
+  int64_t* indices_;
+  int64_t k_, size_ = 0;
+};
+
+template <typename A>
+inline A squared_norm(const A* x, int64_t n) {
+  A sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < n; ++i) sum += x[i] * x[i];
+  return sum;
+}
+
+template <typename A>
+inline A squared_distance(const A* x, const A* y, int64_t n) {
+  A sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < n; ++i) sum += (x[i] - y[i]) * (x[i] - y[i]);
+  return sum;
+}
+
+constexpr int64_t kBlock = 64;  // keys looked at together
+
+// An upper bound of the k-th smallest |key|^2 - 2 <query, key>, the query's own error left out.
+template <typename A>
+A kth_upper_bound(const A* dots, const A* norms, int64_t count, A tolerance, Smallest<A>& best) {
+  A upper[kBlock];
+  for (int64_t begin = 0; begin < count; begin += kBlock) {
+    const int64_t n = count - begin < kBlock ? count - begin : kBlock;
+    A least = __builtin_huge_val();
+#pragma omp simd reduction(min : least)
+    for (int64_t i = 0; i < n; ++i) {
+      upper[i] = norms[begin + i] * (1 + tolerance) - 2 * dots[begin + i];
+      least = upper[i] < least ? upper[i] : least;
+    }
+    if (best.full() && !(least < best.top())) continue;
+    for (int64_t i = 0; i < n; ++i) {
+      if (upper[i] == upper[i]) best.offer(upper[i], begin + i);
+    }
+  }
+  return best.full() ? best.top() : static_cast<A>(__builtin_huge_val());
+}
+
+template <typename A>
+void typed(const KnnDistanceArgs& args) {
+  const int64_t D = args.dim, Q = args.count, k = args.k;
+  const A* queries = static_cast<const A*>(args.queries);
+  const A* keys = static_cast<const A*>(args.keys);
+  const A tolerance = static_cast<A>(args.tolerance);
+  const int team = team_size(args.threads, args.batch * Q);
+  const Scratch<A> norms(Q), heap_values(2 * k * team);
+  const Scratch<int64_t> heap_indices(2 * k * team);
+  parallel_for(Q, team_size(args.threads, Q * D),
+               [&](int64_t q) { norms.get()[q] = squared_norm(keys + q * D, D); });
+  parallel_for(team, team, [&](int64_t worker) {
+    A* values = heap_values.get() + worker * 2 * k;
+    int64_t* indices = heap_indices.get() + worker * 2 * k;
+    for (int64_t b = worker * args.batch / team; b < (worker + 1) * args.batch / team; ++b) {
+      const A* query = queries + b * D;
+      const A* dots = static_cast<const A*>(args.dots) + b * Q;
+      Smallest<A> rough(values, indices, k), exact(values + k, indices + k, k);
+      const A query_error = 2 * tolerance * squared_norm(query, D);
+      const A limit = kth_upper_bound(dots, norms.get(), Q, tolerance, rough) + query_error;
+      for (int64_t begin = 0; begin < Q; begin += kBlock) {
+        const int64_t end = begin + kBlock < Q ? begin + kBlock : Q;
+        int candidates = 0;
+#pragma omp simd reduction(+ : candidates)
+        for (int64_t q = begin; q < end; ++q) {
+          candidates += norms.get()[q] * (1 - tolerance) - 2 * dots[q] > limit ? 0 : 1;
+        }
+        if (candidates == 0) continue;
+        for (int64_t q = begin; q < end; ++q) {
+          // Written so that NaN, which bounds nothing, counts as a candidate.
+          if (!(norms.get()[q] * (1 - tolerance) - 2 * dots[q] > limit)) {
+            exact.offer(squared_distance(query, keys + q * D, D), q);
+          }
+        }
+      }
+      static_cast<A*>(args.distance)[b] = sqrt_of(exact.top());
+      args.index[b] = exact.top_index();
+    }
+  });
+}
+
+template <typename A>
+void backward(const KnnDistanceBackwardArgs& args) {
+  const int64_t D = args.dim;
+  const A* queries = static_cast<const A*>(args.queries);
+  const A* keys = static_cast<const A*>(args.keys);
+  const auto factor = [&](int64_t b) {
+    const A distance = static_cast<const A*>(args.distance)[b];
+    return distance == 0 ? A(0) : static_cast<const A*>(args.grad)[b] / distance;
+  };
+  if (args.grad_queries != nullptr) {
+    parallel_for(args.batch, team_size(args.threads, args.batch * D), [&](int64_t b) {
+      const A* query = queries + b * D;
+      const A* key = keys + args.index[b] * D;
+      A* grad = static_cast<A*>(args.grad_queries) + b * D;
+      const A f = factor(b);
+#pragma omp simd
+      for (int64_t d = 0; d < D; ++d) grad[d] = f * (query[d] - key[d]);
+    });
+  }
+  if (args.grad_keys != nullptr) {
+    // Each worker owns a range of keys and adds to it in the order of the queries.
+    const int64_t Q = args.count;
+    const int team = team_size(args.threads, (args.batch + Q) * D);
+    parallel_for(team, team, [&](int64_t worker) {
+      const int64_t first = worker * Q / team, last = (worker + 1) * Q / team;
+      A* grad_keys = static_cast<A*>(args.grad_keys);
+      for (int64_t i = first * D; i < last * D; ++i) grad_keys[i] = 0;
+      for (int64_t b = 0; b < args.batch; ++b) {
+        const int64_t q = args.index[b];
+        if (q < first || q >= last) continue;
+        const A f = factor(b);
+#pragma omp simd
+        for (int64_t d = 0; d < D; ++d)
+          grad_keys[q * D + d] += f * (keys[q * D + d] - queries[b * D + d]);
+      }
+    });
+  }
+}
+
+}  // namespace
+
+void knn_distance(const KnnDistanceArgs& args) {
+  args.dtype == DType::f64 ? typed<double>(args) : typed<float>(args);
+}
+
+void knn_distance_backward(const KnnDistanceBackwardArgs& args) {
+  args.dtype == DType::f64 ? backward<double>(args) : backward<float>(args);
+}
+
+}  // namespace crpt::CRPT_ISA

@@ -1,0 +1,36 @@
+// loss = -1/B sum_b sum_m q_bm log p_bm, p_b = softmax(scores_b / T), and its gradients
+// (p_bm sum_m' q_bm' - q_bm) / (T B) for the scores and -log p_bm / B for the codes.
+#pragma once
+
+#include "kernels/dispatch.h"
+
+namespace crpt {
+
+struct PrototypeLossArgs {
+  const void* scores;  // [problems, B, M]
+  const void* codes;   // [problems, B, M]
+  void* loss;          // [problems]
+  void* logsumexp;     // [problems, B] in compute type: of scores / T
+  DType dtype;
+  int64_t problems, samples, prototypes;
+  double temperature;
+  int threads;
+};
+
+struct PrototypeLossBackwardArgs {
+  const void* grad;    // [problems]
+  const void* scores;  // [problems, B, M]
+  const void*
+      codes;  // [problems, B, M]; null: the gradient of the codes is meant, else of the scores
+  const void* logsumexp;  // [problems, B] in compute type
+  void* grad_input;       // [problems, B, M]
+  DType dtype;
+  int64_t problems, samples, prototypes;
+  double temperature;
+  int threads;
+};
+
+CRPT_KERNEL(void, prototype_loss, PrototypeLossArgs)
+CRPT_KERNEL(void, prototype_loss_backward, PrototypeLossBackwardArgs)
+
+}  // namespace crpt

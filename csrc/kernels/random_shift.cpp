@@ -1,0 +1,95 @@
+#include "kernels/random_shift.h"
+
+#include "kernels/convert.h"
+#include "kernels/parallel.h"
+#include "kernels/shift.h"
+
+namespace crpt::CRPT_ISA {
+namespace {
+
+inline void repeat(const char* pixel, char* out, int64_t n, int64_t bytes) {
+  if (bytes == 1) {
+    memset(out, *pixel, static_cast<size_t>(n));
+    return;
+  }
+  for (int64_t i = 0; i < n; ++i) memcpy(out + i * bytes, pixel, static_cast<size_t>(bytes));
+}
+
+void shift_plane(const char* in, char* out, const RandomShiftArgs& args, int64_t dy, int64_t dx) {
+  const int64_t H = args.height, W = args.width, bytes = args.pixel_bytes;
+  const Segments columns(W, dx);
+  const int64_t copied = columns.right - columns.left;
+  for (int64_t y = 0; y < H; ++y) {
+    const char* from = in + clamp(y + dy, 0, H - 1) * W * bytes;
+    char* to = out + y * W * bytes;
+    repeat(from, to, columns.left, bytes);
+    if (copied > 0) {
+      memcpy(to + columns.left * bytes, from + (columns.left + dx) * bytes,
+             static_cast<size_t>(copied * bytes));
+    }
+    repeat(from + (W - 1) * bytes, to + columns.right * bytes, W - columns.right, bytes);
+  }
+}
+
+// Adds the gradients of out[x] to in[clamp(x + dx)], over one row.
+template <typename A>
+inline void fold_row(const A* grad, A* sum, int64_t W, int64_t dx, const Segments& columns) {
+  for (int64_t x = 0; x < columns.left; ++x) sum[0] += grad[x];
+#pragma omp simd
+  for (int64_t x = columns.left; x < columns.right; ++x) sum[x + dx] += grad[x];
+  for (int64_t x = columns.right; x < W; ++x) sum[W - 1] += grad[x];
+}
+
+template <typename T>
+void backward(const RandomShiftBackwardArgs& args) {
+  using A = Compute<T>;
+  const int64_t H = args.height, W = args.width, count = args.batch * args.planes;
+  const int team = team_size(args.threads, count * H * W);
+  const Scratch<A> scratch(team * 2 * W);
+  parallel_for(team, team, [&](int64_t worker) {
+    A* sum = scratch.get() + worker * 2 * W;
+    A* converted = sum + W;
+    for (int64_t plane = worker * count / team; plane < (worker + 1) * count / team; ++plane) {
+      const T* grad = static_cast<const T*>(args.grad) + plane * H * W;
+      T* grad_image = static_cast<T*>(args.grad_images) + plane * H * W;
+      const int64_t b = plane / args.planes;
+      const int64_t dy = args.shifts[2 * b], dx = args.shifts[2 * b + 1];
+      const Segments columns(W, dx);
+      // Row y of the image was read by the rows [first, last) of the output.
+      for (int64_t y = 0; y < H; ++y) {
+        const int64_t first = y == 0 ? 0 : clamp(y - dy, 0, H);
+        const int64_t last = y == H - 1 ? H : clamp(y - dy + 1, 0, H);
+        for (int64_t x = 0; x < W; ++x) sum[x] = 0;
+        for (int64_t row = first; row < last; ++row) {
+          fold_row(load_row(grad + row * W, W, converted), sum, W, dx, columns);
+        }
+#pragma omp simd
+        for (int64_t x = 0; x < W; ++x) narrow(sum[x], &grad_image[y * W + x]);
+      }
+    }
+  });
+}
+
+}  // namespace
+
+BadValue random_shift(const RandomShiftArgs& args) {
+  const BadValue bad = check_range("shifts", args.shifts, 2 * args.batch, -args.pad, args.pad);
+  if (bad.argument != nullptr) return bad;
+  const int64_t count = args.batch * args.planes;
+  const int64_t plane_bytes = args.height * args.width * args.pixel_bytes;
+  parallel_for(count, team_size(args.threads, count * plane_bytes / 4), [&](int64_t plane) {
+    const int64_t* shift = args.shifts + 2 * (plane / args.planes);
+    shift_plane(static_cast<const char*>(args.images) + plane * plane_bytes,
+                static_cast<char*>(args.out) + plane * plane_bytes, args, shift[0], shift[1]);
+  });
+  return {};
+}
+
+BadValue random_shift_backward(const RandomShiftBackwardArgs& args) {
+  const BadValue bad = check_range("shifts", args.shifts, 2 * args.batch, -args.pad, args.pad);
+  if (bad.argument != nullptr) return bad;
+  with_type(args.dtype, [&]<typename T>(T) { backward<T>(args); });
+  return {};
+}
+
+}  // namespace crpt::CRPT_ISA

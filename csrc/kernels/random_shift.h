@@ -1,0 +1,32 @@
+// out[b, c, y, x] = images[b, c, clamp(y + dy_b), clamp(x + dx_b)], and its adjoint.
+#pragma once
+
+#include "kernels/dispatch.h"
+
+namespace crpt {
+
+// A pixel is one element of a plane, or, in channels-last images, all channels of one position.
+struct RandomShiftArgs {
+  const void* images;     // [B, planes, H, W] pixels
+  void* out;              // the same
+  const int64_t* shifts;  // [B, 2]: dy, dx in [-pad, pad]
+  int64_t batch, planes, height, width;
+  int64_t pixel_bytes;
+  int64_t pad;
+  int threads;
+};
+
+struct RandomShiftBackwardArgs {
+  const void* grad;       // [B, planes, H, W]
+  void* grad_images;      // [B, planes, H, W]
+  const int64_t* shifts;  // [B, 2]
+  DType dtype;
+  int64_t batch, planes, height, width;
+  int64_t pad;
+  int threads;
+};
+
+CRPT_KERNEL(BadValue, random_shift, RandomShiftArgs)
+CRPT_KERNEL(BadValue, random_shift_backward, RandomShiftBackwardArgs)
+
+}  // namespace crpt

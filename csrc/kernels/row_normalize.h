@@ -1,0 +1,31 @@
+// unit = row / max(|row|, 1e-12), and its gradient: (g - <g, unit> unit) / |row|, g / 1e-12 below
+// that length.
+#pragma once
+
+#include "kernels/dispatch.h"
+
+namespace crpt {
+
+struct RowNormalizeArgs {
+  const void* rows;  // [R, D]
+  void* unit;        // [R, D] in compute type
+  void* norm;        // [R] in compute type, |row|
+  DType dtype;
+  int64_t count, dim;
+  int threads;
+};
+
+struct RowNormalizeBackwardArgs {
+  const void* grad;  // [R, D] in compute type
+  const void* unit;  // [R, D] in compute type
+  const void* norm;  // [R] in compute type
+  void* grad_rows;   // [R, D] in compute type
+  DType dtype;       // the compute type: f32 or f64
+  int64_t count, dim;
+  int threads;
+};
+
+CRPT_KERNEL(void, row_normalize, RowNormalizeArgs)
+CRPT_KERNEL(void, row_normalize_backward, RowNormalizeBackwardArgs)
+
+}  // namespace crpt
