@@ -7,7 +7,6 @@ should be and what it was. Values inside index and shift tensors are checked by 
 from __future__ import annotations
 
 import math
-from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -20,31 +19,6 @@ STACKS = (*FLOATS, torch.uint8)
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """float64 stays float64; everything else is accumulated in float32."""
     return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-# --- arguments of the public functions, before the dispatcher sees them ---
-
-
-def tensor(name: str, value: object, devices: tuple[str, ...]) -> None:
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} should be a Tensor, got {type(value).__name__}")
-    if value.device.type not in devices:
-        raise ValueError(f"{name} should be on {' or '.join(devices)}, got {value.device}")
-
-
-def real(name: str, value: object) -> float:
-    if isinstance(value, Real) and not isinstance(value, bool):
-        return float(value)
-    raise TypeError(f"{name} should be a float, got {type(value).__name__}")
-
-
-def integer(name: str, value: object) -> int:
-    if isinstance(value, Integral) and not isinstance(value, bool):
-        return int(value)
-    raise TypeError(f"{name} should be an int, got {type(value).__name__}")
-
-
-# --- one check per operator ---
 
 
 def sinkhorn(scores: Tensor, temperature: float, iterations: int) -> None:
@@ -87,12 +61,17 @@ def intrinsic_loss(prototypes: Tensor, offset: float) -> None:
 
 
 def random_shift(images: Tensor, shifts: Tensor, pad: int) -> None:
+    random_shift_images(images, pad)
+    _shifts(shifts, images.shape[0], images.device)
+
+
+def random_shift_images(images: Tensor, pad: int) -> None:
+    """What is known before the shifts are drawn."""
     if images.dtype not in IMAGES:
         raise TypeError(f"images should be real numbers or bool, got {images.dtype}")
     shape = images.shape
     if len(shape) != 4 or shape[1] < 1 or shape[2] < 1 or shape[3] < 1:
         raise ValueError(f"images should be [B, C, H, W] with C, H, W >= 1, got {list(shape)}")
-    _shifts(shifts, shape[0], images.device)
     _at_least("pad", pad, 0)
 
 

@@ -1,0 +1,26 @@
+"""The operators of crpt: compiled CPU and CUDA kernels behind torch.library.
+
+Each works on float32, float16, bfloat16 (accumulated in float32) and float64, under autograd where a gradient
+exists, under torch.compile(fullgraph=True), and gives the same bits for the same input whatever the number of
+threads. `crpt.ops.reference` holds the plain-PyTorch twin of each: same name, same signature.
+"""
+
+from crpt.ops import cpu, cuda, reference  # noqa: F401  (importing cpu and cuda registers their kernels)
+from crpt.ops._frame_stack import frame_stack
+from crpt.ops._intrinsic_loss import intrinsic_loss
+from crpt.ops._knn_distance import knn_distance
+from crpt.ops._prototype_loss import prototype_loss
+from crpt.ops._prototype_similarity import prototype_similarity
+from crpt.ops._random_shift import random_shift
+from crpt.ops._sinkhorn import sinkhorn
+
+__all__ = [
+    "frame_stack",
+    "intrinsic_loss",
+    "knn_distance",
+    "prototype_loss",
+    "prototype_similarity",
+    "random_shift",
+    "reference",
+    "sinkhorn",
+]

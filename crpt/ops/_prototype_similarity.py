@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from crpt.ops import arguments, checks
+from crpt.ops.autograd import differentiable_once, fake, gradient
+from crpt.ops.checks import compute_dtype
+
+
+def prototype_similarity(embeddings: Tensor, prototypes: Tensor) -> Tensor:
+    r"""Cosine of every embedding with every prototype.
+
+    .. math::
+        similarity_{bm} = \frac{\langle e_b, c_m \rangle}{\max(|e_b|, 10^{-12}) \max(|c_m|, 10^{-12})}
+
+    Args:
+        embeddings: [..., B, D], D >= 1; float32, float16, bfloat16 or float64. B may be 0.
+        prototypes: [..., M, D], M >= 1, dtype and device of the embeddings. Leading dimensions broadcast, as in
+            torch.matmul.
+
+    Returns:
+        similarity [..., B, M] in the dtype of the inputs, computed in float32 (float64 for float64).
+        Differentiable, once, in both.
+
+    Raises:
+        TypeError: type or dtype.
+        ValueError: shape or device.
+
+    Source: CRPTpro (arXiv 2302.05614), section 3.
+    """
+    arguments.tensor("embeddings", embeddings)
+    arguments.tensor("prototypes", prototypes)
+    return torch.ops.crpt.prototype_similarity(embeddings, prototypes)[0]
+
+
+@fake("prototype_similarity")
+def _(embeddings: Tensor, prototypes: Tensor) -> tuple[Tensor, ...]:
+    checks.prototype_similarity(embeddings, prototypes)
+    compute = compute_dtype(embeddings.dtype)
+    leading = torch.broadcast_shapes(embeddings.shape[:-2], prototypes.shape[:-2])
+    return (
+        embeddings.new_empty((*leading, embeddings.shape[-2], prototypes.shape[-2])),
+        embeddings.new_empty(embeddings.shape, dtype=compute),
+        prototypes.new_empty(prototypes.shape, dtype=compute),
+        embeddings.new_empty(embeddings.shape[:-1], dtype=compute),
+        prototypes.new_empty(prototypes.shape[:-1], dtype=compute),
+    )
+
+
+@fake("prototype_similarity_backward")
+def _(grad: Tensor, unit: Tensor, norm: Tensor, other: Tensor) -> Tensor:
+    return unit.new_empty(unit.shape)
+
+
+def _setup(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*output[1:])
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+    ctx.dtype = inputs[0].dtype
+
+
+def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, Tensor | None]:
+    if grad is None:
+        return None, None
+    unit_e, unit_c, norm_e, norm_c = ctx.saved_tensors
+    backward = torch.ops.crpt.prototype_similarity_backward
+    wants_e, wants_c = ctx.needs_input_grad[:2]
+    return (
+        backward(grad, unit_e, norm_e, unit_c).to(ctx.dtype) if wants_e else None,
+        backward(grad.mT, unit_c, norm_c, unit_e).to(ctx.dtype) if wants_c else None,
+    )
+
+
+gradient("prototype_similarity", _backward, _setup)
+differentiable_once("prototype_similarity_backward")

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from crpt.ops import arguments, checks
+from crpt.ops.autograd import fake, gradient
+from crpt.ops.layout import pixel_planes
+
+
+def random_shift(
+    images: Tensor,
+    pad: int = 4,
+    shifts: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    r"""Replicate-pad by `pad`, then crop at one uniform offset per image.
+
+    .. math::
+        out_{bcyx} = images_{b, c, \operatorname{clamp}(y + dy_b, 0, H-1), \operatorname{clamp}(x + dx_b, 0, W-1)}
+
+    Args:
+        images: [B, C, H, W], C, H, W >= 1, B may be 0; uint8 and other integers, bool, or float32, float16,
+            bfloat16, float64. Channels-last images stay channels-last.
+        pad: >= 0, in pixels.
+        shifts: int64 [B, 2] on the device of the images: (dy, dx) in [-pad, pad]. None: drawn uniformly.
+        generator: what they are drawn from, on the device of the images; None: torch's default.
+
+    Returns:
+        The shape and dtype of the images. Floating images are differentiable (the operator is linear, so to
+        any order).
+
+    Raises:
+        TypeError: type or dtype.
+        ValueError: shape, device, pad; a shift out of range. On CUDA, where reporting a value would wait for the
+            device, a shift out of range stops the kernel with a device assertion instead.
+
+    Source: DrQ-v2 (arXiv 2107.09645), without its interpolation; CRPTpro (arXiv 2302.05614), section 3.
+    """
+    arguments.tensor("images", images)
+    pad = arguments.integer("pad", pad)
+    if shifts is None:
+        checks.random_shift_images(images, pad)
+        shifts = torch.randint(
+            -pad, pad + 1, (images.shape[0], 2), generator=generator, device=images.device
+        )
+    else:
+        if generator is not None:
+            raise ValueError("generator should be None where shifts are given: nothing is drawn")
+        arguments.tensor("shifts", shifts)
+    return torch.ops.crpt.random_shift(images, shifts, pad)
+
+
+@fake("random_shift")
+def _(images: Tensor, shifts: Tensor, pad: int) -> Tensor:
+    checks.random_shift(images, shifts, pad)
+    return torch.empty_like(pixel_planes(images)[0])
+
+
+@fake("random_shift_backward")
+def _(grad: Tensor, shifts: Tensor, pad: int) -> Tensor:
+    checks.random_shift(grad, shifts, pad)
+    return grad.new_empty(grad.shape)
+
+
+def _setup(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
+    _, shifts, ctx.pad = inputs
+    ctx.save_for_backward(shifts)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    return torch.ops.crpt.random_shift_backward(grad, *ctx.saved_tensors, ctx.pad), None, None
+
+
+def _backward_of_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    return torch.ops.crpt.random_shift(grad, *ctx.saved_tensors, ctx.pad), None, None
+
+
+gradient("random_shift", _backward, _setup)
+gradient("random_shift_backward", _backward_of_backward, _setup)

@@ -1,0 +1,37 @@
+"""The arguments of the public functions, before the dispatcher sees them."""
+
+from __future__ import annotations
+
+from numbers import Integral, Real
+
+from torch import Tensor
+
+from crpt.ops import cuda
+
+DEVICES = ("cpu", "cuda", "meta") if cuda.AVAILABLE else ("cpu", "meta")
+
+
+def tensor(name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} should be a Tensor, got {type(value).__name__}")
+    if value.device.type not in DEVICES:
+        hint = ""
+        if value.device.type == "cuda":
+            hint = " (this installation of crpt has no CUDA kernels: see `python -m crpt.doctor`)"
+        raise ValueError(f"{name} should be on {' or '.join(DEVICES)}, got {value.device}{hint}")
+
+
+def real(name: str, value: object) -> float:
+    if type(value) is float:
+        return value
+    if isinstance(value, Real) and not isinstance(value, bool):
+        return float(value)
+    raise TypeError(f"{name} should be a float, got {type(value).__name__}")
+
+
+def integer(name: str, value: object) -> int:
+    if type(value) is int:
+        return value
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        return int(value)
+    raise TypeError(f"{name} should be an int, got {type(value).__name__}")

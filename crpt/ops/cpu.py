@@ -1,0 +1,255 @@
+"""The operators on CPU tensors: check, make contiguous, allocate, call the compiled kernel.
+
+GEMMs are torch.matmul, in float32 (float64 for float64), and follow torch.set_float32_matmul_precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from crpt.ops import checks
+from crpt.ops.checks import compute_dtype
+from crpt.ops.layout import pixel_planes
+from crpt.ops.schemas import LIBRARY
+
+try:
+    from crpt import _cpu
+except ImportError as error:
+    raise ImportError(
+        f"crpt's compiled operators could not be imported ({error}); build them with "
+        "`pip install .` in a checkout of crpt, or `pip install --no-build-isolation -e .` to work on it"
+    ) from error
+
+# The kernels' DType, by index.
+_DTYPE = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
+# Scratch for the dot products of one block of queries: about what the caches hold.
+_DOTS_PER_BLOCK = 1 << 20
+
+
+def _impl(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        LIBRARY.impl(name, function, "CPU")
+        return function
+
+    return register
+
+
+@_impl("sinkhorn")
+def sinkhorn_cpu(scores: Tensor, temperature: float, iterations: int) -> Tensor:
+    checks.sinkhorn(scores, temperature, iterations)
+    scores = scores.contiguous()  # [..., B, M]
+    codes = torch.empty_like(scores)
+    b, m = scores.shape[-2:]
+    _cpu.sinkhorn(
+        scores.data_ptr(), codes.data_ptr(), _DTYPE[scores.dtype], scores.numel() // (b * m), b, m,
+        temperature, iterations, torch.get_num_threads(),
+    )  # fmt: skip
+    return codes
+
+
+def _row_normalize(rows: Tensor) -> tuple[Tensor, Tensor]:
+    rows = rows.contiguous()  # [..., R, D]
+    compute = compute_dtype(rows.dtype)
+    unit = torch.empty_like(rows, dtype=compute)
+    norm = torch.empty(rows.shape[:-1], dtype=compute)
+    _cpu.row_normalize(
+        rows.data_ptr(), unit.data_ptr(), norm.data_ptr(), _DTYPE[rows.dtype], norm.numel(),
+        rows.shape[-1], torch.get_num_threads(),
+    )  # fmt: skip
+    return unit, norm
+
+
+@_impl("prototype_similarity")
+def prototype_similarity_cpu(embeddings: Tensor, prototypes: Tensor) -> tuple[Tensor, ...]:
+    checks.prototype_similarity(embeddings, prototypes)
+    unit_e, norm_e = _row_normalize(embeddings)
+    unit_c, norm_c = _row_normalize(prototypes)
+    similarity = torch.matmul(unit_e, unit_c.mT).to(embeddings.dtype)
+    return similarity, unit_e, unit_c, norm_e, norm_c
+
+
+@_impl("prototype_similarity_backward")
+def prototype_similarity_backward_cpu(
+    grad: Tensor, unit: Tensor, norm: Tensor, other: Tensor
+) -> Tensor:
+    grad_unit = torch.matmul(grad.to(unit.dtype), other).sum_to_size(unit.shape).contiguous()
+    unit, norm = unit.contiguous(), norm.contiguous()
+    grad_rows = torch.empty_like(unit)
+    _cpu.row_normalize_backward(
+        grad_unit.data_ptr(), unit.data_ptr(), norm.data_ptr(), grad_rows.data_ptr(),
+        _DTYPE[unit.dtype], norm.numel(), unit.shape[-1], torch.get_num_threads(),
+    )  # fmt: skip
+    return grad_rows
+
+
+@_impl("prototype_loss")
+def prototype_loss_cpu(scores: Tensor, codes: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    checks.prototype_loss(scores, codes, temperature)
+    scores, codes = scores.contiguous(), codes.contiguous()  # [..., B, M]
+    loss = scores.new_empty(scores.shape[:-2])
+    logsumexp = torch.empty(scores.shape[:-1], dtype=compute_dtype(scores.dtype))
+    b, m = scores.shape[-2:]
+    _cpu.prototype_loss(
+        scores.data_ptr(), codes.data_ptr(), loss.data_ptr(), logsumexp.data_ptr(),
+        _DTYPE[scores.dtype], loss.numel(), b, m, temperature, torch.get_num_threads(),
+    )  # fmt: skip
+    return loss, logsumexp
+
+
+def _prototype_loss_backward(
+    grad: Tensor, scores: Tensor, codes: Tensor | None, logsumexp: Tensor, temperature: float
+) -> Tensor:
+    grad, scores, logsumexp = grad.contiguous(), scores.contiguous(), logsumexp.contiguous()
+    codes = None if codes is None else codes.contiguous()
+    grad_input = torch.empty_like(scores)
+    b, m = scores.shape[-2:]
+    _cpu.prototype_loss_backward(
+        grad.data_ptr(), scores.data_ptr(), 0 if codes is None else codes.data_ptr(),
+        logsumexp.data_ptr(), grad_input.data_ptr(), _DTYPE[scores.dtype], grad.numel(), b, m,
+        temperature, torch.get_num_threads(),
+    )  # fmt: skip
+    return grad_input
+
+
+@_impl("prototype_loss_backward_scores")
+def prototype_loss_backward_scores_cpu(
+    grad: Tensor, scores: Tensor, codes: Tensor, logsumexp: Tensor, temperature: float
+) -> Tensor:
+    return _prototype_loss_backward(grad, scores, codes, logsumexp, temperature)
+
+
+@_impl("prototype_loss_backward_codes")
+def prototype_loss_backward_codes_cpu(
+    grad: Tensor, scores: Tensor, logsumexp: Tensor, temperature: float
+) -> Tensor:
+    return _prototype_loss_backward(grad, scores, None, logsumexp, temperature)
+
+
+@_impl("intrinsic_loss")
+def intrinsic_loss_cpu(prototypes: Tensor, offset: float) -> tuple[Tensor, Tensor]:
+    checks.intrinsic_loss(prototypes, offset)
+    c = prototypes.to(compute_dtype(prototypes.dtype))  # [..., M, D]
+    weights = torch.matmul(c, c.mT).contiguous()  # s, until the kernel has read it
+    loss = c.new_empty(c.shape[:-2])
+    _cpu.intrinsic_loss(
+        weights.data_ptr(), loss.data_ptr(), _DTYPE[c.dtype], loss.numel(), c.shape[-2], offset,
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return loss.to(prototypes.dtype), weights
+
+
+@_impl("intrinsic_loss_backward")
+def intrinsic_loss_backward_cpu(grad: Tensor, prototypes: Tensor, weights: Tensor) -> Tensor:
+    c = prototypes.to(weights.dtype)
+    scale = grad.to(weights.dtype)[..., None, None]
+    return torch.matmul(weights, c).mul_(scale).to(prototypes.dtype)
+
+
+@_impl("random_shift")
+def random_shift_cpu(images: Tensor, shifts: Tensor, pad: int) -> Tensor:
+    checks.random_shift(images, shifts, pad)
+    images, planes, channels = pixel_planes(images)
+    shifts = shifts.contiguous()
+    out = torch.empty_like(images)
+    batch, _, height, width = images.shape
+    _cpu.random_shift(
+        images.data_ptr(), out.data_ptr(), shifts.data_ptr(), batch, planes, height, width,
+        channels * images.element_size(), pad, torch.get_num_threads(),
+    )  # fmt: skip
+    return out
+
+
+@_impl("random_shift_backward")
+def random_shift_backward_cpu(grad: Tensor, shifts: Tensor, pad: int) -> Tensor:
+    checks.random_shift(grad, shifts, pad)
+    grad, shifts = grad.contiguous(), shifts.contiguous()
+    grad_images = torch.empty_like(grad)
+    _cpu.random_shift_backward(
+        grad.data_ptr(), grad_images.data_ptr(), shifts.data_ptr(), _DTYPE[grad.dtype],
+        *grad.shape, pad, torch.get_num_threads(),
+    )  # fmt: skip
+    return grad_images
+
+
+@_impl("frame_stack")
+def frame_stack_cpu(
+    frames: Tensor, index: Tensor, shifts: Tensor | None, pad: int, dtype: torch.dtype
+) -> Tensor:
+    checks.frame_stack(frames, index, shifts, pad, dtype)
+    index = index.contiguous()
+    shifts = None if shifts is None else shifts.contiguous()
+    batch, stack = index.shape
+    _, channels, height, width = frames.shape
+    out = torch.empty((batch, stack * channels, height, width), dtype=dtype)
+    # The strides of the frames go to the kernel: a copy of a store of many GB would be no help.
+    _cpu.frame_stack(
+        frames.data_ptr(), frames.shape, frames.stride(), index.data_ptr(), batch, stack,
+        0 if shifts is None else shifts.data_ptr(), pad, out.data_ptr(), out.element_size(),
+        _DTYPE.get(dtype, 0), torch.get_num_threads(),
+    )  # fmt: skip
+    return out
+
+
+def _dot_tolerance(dtype: torch.dtype, dim: int) -> float:
+    """Bound of a dot product's error, in units of the two lengths' product."""
+    if dtype == torch.float64:
+        epsilon = torch.finfo(torch.float64).eps
+    elif torch.get_float32_matmul_precision() == "highest":
+        epsilon = torch.finfo(torch.float32).eps
+    else:
+        epsilon = torch.finfo(torch.bfloat16).eps
+    return (dim + 8) * epsilon
+
+
+@_impl("knn_distance")
+def knn_distance_cpu(queries: Tensor, keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    checks.knn_distance(queries, keys, k)
+    compute = compute_dtype(queries.dtype)
+    queries, keys = queries.to(compute).contiguous(), keys.to(compute).contiguous()
+    (batch, dim), count = queries.shape, keys.shape[0]
+    distance = queries.new_empty(batch)
+    index = torch.empty(batch, dtype=torch.int64)
+    tolerance = _dot_tolerance(compute, dim)
+    block = max(1, _DOTS_PER_BLOCK // count)
+    for begin in range(0, batch, block):
+        rows = queries[begin : begin + block]
+        dots = torch.matmul(rows, keys.mT).contiguous()  # [block, Q]
+        _cpu.knn_distance(
+            rows.data_ptr(), keys.data_ptr(), dots.data_ptr(), distance[begin:].data_ptr(),
+            index[begin:].data_ptr(), _DTYPE[compute], rows.shape[0], count, dim, k, tolerance,
+            torch.get_num_threads(),
+        )  # fmt: skip
+    return distance, index
+
+
+def _knn_distance_backward(
+    grad: Tensor, queries: Tensor, keys: Tensor, distance: Tensor, index: Tensor, *, of_keys: bool
+) -> Tensor:
+    compute = distance.dtype
+    grad, queries, keys = (x.to(compute).contiguous() for x in (grad, queries, keys))
+    distance, index = distance.contiguous(), index.contiguous()
+    out = torch.empty_like(keys if of_keys else queries)
+    _cpu.knn_distance_backward(
+        grad.data_ptr(), queries.data_ptr(), keys.data_ptr(), distance.data_ptr(), index.data_ptr(),
+        0 if of_keys else out.data_ptr(), out.data_ptr() if of_keys else 0, _DTYPE[compute],
+        queries.shape[0], keys.shape[0], keys.shape[1], torch.get_num_threads(),
+    )  # fmt: skip
+    return out
+
+
+@_impl("knn_distance_backward_queries")
+def knn_distance_backward_queries_cpu(
+    grad: Tensor, queries: Tensor, keys: Tensor, distance: Tensor, index: Tensor
+) -> Tensor:
+    return _knn_distance_backward(grad, queries, keys, distance, index, of_keys=False)
+
+
+@_impl("knn_distance_backward_keys")
+def knn_distance_backward_keys_cpu(
+    grad: Tensor, queries: Tensor, keys: Tensor, distance: Tensor, index: Tensor
+) -> Tensor:
+    return _knn_distance_backward(grad, queries, keys, distance, index, of_keys=True)
