@@ -31,24 +31,27 @@ def collect(
     make_env: MakeEnv = envs.make,
     progress: bool = True,
 ) -> ReplayBuffer:
-    """Records `config.transitions` transitions of each of `config.domains` into the directory `dataset`.
+    """Records `config.transitions` transitions of each of `config.domains` into `dataset`.
 
-    Running it again goes on where it stopped, in whatever way it stopped; asking for more transitions or
-    domains adds them. The data is a function of the config and the seed alone, byte for byte.
+    Running it again goes on where it stopped, in whatever way it stopped; asking for more
+    transitions or domains adds them. The data is a function of the config and the seed alone, byte
+    for byte.
 
     Args:
         config: what to record.
         dataset: a directory; made if it is not there.
         seed: of the whole dataset, at least 0.
-        make_env: `make_env(domain, render=, action_repeat=, image_size=)`, a gymnasium.Env whose frames are
-            uint8 [C, H, W], whose actions are a bounded Box, and whose episodes depend on reset's seed and
-            the actions alone. `info["state"]` is recorded where there is one.
+        make_env: `make_env(domain, render=, action_repeat=, image_size=)` gives a gymnasium.Env
+            whose frames are uint8 [C, H, W], whose actions are a bounded Box, and whose episodes
+            depend on reset's seed and the actions alone. `info["state"]` is recorded if there is
+            one. To be sent to other processes it should be a function of a module, or workers 1.
         progress: whether to show a bar per domain.
 
     Raises:
         DatasetMismatchError: `dataset` holds data of other settings or another seed.
         DatasetFullError: the disk has no room for all of it, or filled up on the way.
         RenderingUnavailableError: no OpenGL backend works here.
+        CollectError: an environment failed; the message names its domain.
     """
     _check(config, seed)
     dataset = Path(dataset)
@@ -145,9 +148,10 @@ class _Bars:
                 disable=self._disable,
             )
         # A replaced worker records the cut episode again, and the bar steps back.
-        bar.update(count - bar.n)
-        if count == self._transitions:
-            bar.close()
+        if count != bar.n:
+            bar.update(count - bar.n)
+            if count == self._transitions:
+                bar.close()
 
     def __enter__(self) -> _Bars:
         return self

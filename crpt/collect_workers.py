@@ -1,8 +1,8 @@
 """Processes that record domains side by side. A domain is recorded by one process at a time.
 
-Killing a worker at any moment is safe: the dataset keeps what was committed, and whoever records the domain
-next goes on from there with the same bytes. So workers are stopped by killing them, and one that died or
-hangs (drivers do, when several processes render on one GPU) is replaced.
+Killing a worker at any moment is safe: the dataset keeps what was committed, and whoever records the
+domain next goes on from there with the same bytes. So workers are stopped by killing them, and one
+that died or hangs (drivers do, when several processes render on one GPU) is replaced.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from crpt.random_play import MakeEnv, record
+from crpt.random_play import CollectError, MakeEnv, record
 from crpt.replay import ReplayBuffer
 
 if TYPE_CHECKING:
@@ -36,10 +36,6 @@ _CONTEXT = multiprocessing.get_context("spawn")  # a forked process cannot use O
 _POLL_SECONDS = 0.25
 _STALL_SECONDS = 300.0
 _ATTEMPTS = 3
-
-
-class WorkerDiedError(RuntimeError):
-    """The process that recorded a domain died or hung, again and again."""
 
 
 class _Worker:
@@ -65,13 +61,16 @@ class _Worker:
             self._moved = (transitions, time.monotonic())
         return time.monotonic() - self._moved[1] > _STALL_SECONDS
 
-    def kill(self) -> str:
-        """Ends the process, and says how it ended if it had done so by itself."""
-        self._process.join(timeout=0.1)
-        code = self._process.exitcode
+    def kill(self) -> None:
         self._process.kill()
         self._process.join()
         self.connection.close()
+
+    def problem(self) -> str:
+        """What is wrong with a process that closed its connection or stalled; it is killed."""
+        self._process.join(timeout=1.0)  # one that closed its connection is about to end
+        code = self._process.exitcode
+        self.kill()
         if code is None:
             return f"made no progress for {_STALL_SECONDS:.0f} s"
         name = signal.Signals(-code).name if code < 0 else f"exit status {code}"
@@ -88,9 +87,10 @@ def record_in_processes(
     make_env: MakeEnv,
     on_progress: Callable[[dict[str, int]], None],
 ) -> None:
-    """Records the domains with so many processes, calling `on_progress` with the transitions of each.
+    """Records the domains, calling `on_progress` now and then with the transitions of each.
 
-    Raises what the first failing worker raised; the others are stopped, and keep what they committed.
+    Raises what the first failing worker raised; the others are stopped, and keep what they
+    committed.
     """
     waiting = deque(domains)
     attempts = dict.fromkeys(domains, 0)
@@ -125,9 +125,9 @@ def record_in_processes(
                         raise EOFError
                 except (EOFError, ConnectionError):
                     busy.remove(worker)
-                    problem = f"the process recording {worker.domain} {worker.kill()}"
+                    problem = f"the process recording {worker.domain} {worker.problem()}"
                     if attempts[worker.domain] == _ATTEMPTS:
-                        raise WorkerDiedError(
+                        raise CollectError(
                             f"{problem}, {_ATTEMPTS} times; what was committed is whole: "
                             "run the same command again, perhaps with fewer workers"
                         ) from None
@@ -144,7 +144,10 @@ def _main(
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     threading.Thread(target=_die_with_parent, daemon=True).start()
     while True:
-        domain = connection.recv()
+        try:
+            domain = connection.recv()
+        except EOFError:
+            return
         try:
             buffer = ReplayBuffer.open(dataset)
             record(config, buffer, domain, seed=seed, make_env=make_env)
@@ -166,7 +169,7 @@ def _portable(error: Exception) -> Exception:
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:
-        replacement = RuntimeError(f"{type(error).__name__}: {error}")
+        replacement = CollectError(f"{type(error).__name__}: {error}")
         replacement.add_note(error.__notes__[-1])
         return replacement
     return error
@@ -176,7 +179,7 @@ def _portable(error: Exception) -> Exception:
 def _main_module_hidden(make_env: MakeEnv) -> Iterator[None]:
     """Keeps a spawned process from importing the parent's main script, unless `make_env` is in it.
 
-    The import would cost seconds (torch), and start a script without an `if __name__` guard all over again.
+    The import would cost seconds (torch), and run a script without an `if __name__` guard again.
     """
     main = sys.modules["__main__"]
     if getattr(make_env, "__module__", None) == "__main__":

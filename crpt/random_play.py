@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from gymnasium.spaces import Box
 
-from crpt.replay import DomainSpec, ReplayBuffer, Writer
+from crpt.envs import IncompatibleVersionsError, RenderingUnavailableError
+from crpt.replay import DatasetError, DomainSpec, ReplayBuffer, Writer
 
 if TYPE_CHECKING:
     import gymnasium
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 
 MakeEnv = Callable[..., "gymnasium.Env[Any, Any]"]
 _FIRST_CAPACITY = 1024
+
+
+class CollectError(RuntimeError):
+    """A domain cannot be collected; the message names it. What was committed is kept."""
 
 
 def record(
@@ -31,9 +36,31 @@ def record(
 ) -> None:
     """Records uniform random play until the domain has exactly `config.transitions` transitions.
 
-    Goes on after the last whole episode that is there. The bytes depend on the config, the seed and the
-    domain's name alone: not on when it was interrupted, nor on how many transitions were asked for before.
+    Goes on after the last whole episode that is there. The bytes depend on the config, the seed and
+    the domain's name alone: not on when it was interrupted, nor on how many transitions were asked
+    for before.
+
+    Raises:
+        CollectError: the environment failed.
     """
+    try:
+        _record(config, buffer, domain, seed, make_env, on_progress)
+    except (CollectError, DatasetError, RenderingUnavailableError, IncompatibleVersionsError):
+        raise
+    except Exception as error:
+        raise CollectError(
+            f"collecting {domain} failed: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _record(
+    config: CollectConfig,
+    buffer: ReplayBuffer,
+    domain: str,
+    seed: int,
+    make_env: MakeEnv,
+    on_progress: Callable[[int], None],
+) -> None:
     if is_complete(config, buffer, domain):
         return
     env = make_env(
@@ -61,7 +88,7 @@ def record(
 
 
 def is_complete(config: CollectConfig, buffer: ReplayBuffer, domain: str) -> bool:
-    """Whether nothing is left to record; more transitions than asked for are an error, not a surplus."""
+    """Whether nothing is left to record; more transitions than asked for are an error."""
     if domain not in buffer.domains:
         return False
     have = buffer.num_transitions(domain)

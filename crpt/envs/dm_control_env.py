@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -22,29 +22,29 @@ _UNBOUNDED = 1e9  # dm_control writes an actuator without limits as +-1e10
 class DMControlEnv(gymnasium.Env):
     """frame_t, r_t = render(physics after `action_repeat` steps), sum of their rewards.
 
-    Observations are uint8 [3, H, W]; actions float32 in [-1, 1], mapped linearly onto the task's range (an
-    actuator without limits gets them as they are). `terminated` means that the discount fell to 0,
-    `truncated` that the time limit was reached. `info` has `discount`, the product over the repeat, and
-    `state`, float64, the simulator's position, velocity and activation. An episode is a pure function of
-    reset's seed and the actions.
+    Observations are uint8 [3, H, W]; actions float32 in [-1, 1], mapped linearly onto the task's
+    range (an actuator without limits gets them as they are). `terminated` means that the discount
+    fell to 0, `truncated` that the time limit was reached. `info` has `discount`, the product over
+    the repeat, and `state`, float64, the simulator's position, velocity and activation. An episode
+    is a pure function of reset's seed and the actions.
     """
 
-    metadata = {"render_modes": ["rgb_array"]}
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"]}
     render_mode = "rgb_array"
 
     def __init__(
         self,
         env: Environment,
-        random_state: np.random.RandomState,
+        seed: Callable[[int], None],
         *,
         camera: int | str,
         action_repeat: int = 2,
         image_size: int = 84,
         prepare_model: Callable[[Any], None] = lambda model: None,
     ) -> None:
-        """`random_state` is what the task draws from; `prepare_model` edits a model before it is first drawn."""
+        """`seed` seeds the next episode; `prepare_model` edits a model before it is first drawn."""
         self._env = env
-        self._random_state = random_state
+        self._seed = seed
         self._camera_id = camera
         self._action_repeat = action_repeat
         self._image_size = image_size
@@ -62,7 +62,10 @@ class DMControlEnv(gymnasium.Env):
         self._half_range = np.where(bounded, (high - low) / 2, 1.0)
         self.observation_space = Box(0, 255, (3, image_size, image_size), np.uint8)
         self.action_space = Box(-1.0, 1.0, spec.shape, np.float32)
-        self.metadata = {**self.metadata, "render_fps": 1.0 / (env.control_timestep() * action_repeat)}
+        self.metadata = {
+            **self.metadata,
+            "render_fps": 1.0 / (env.control_timestep() * action_repeat),
+        }
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -71,7 +74,7 @@ class DMControlEnv(gymnasium.Env):
         if seed is not None:
             if not 0 <= seed < 2**32:
                 raise ValueError(f"seed should be in [0, 2**32), got {seed}")
-            self._random_state.seed(seed)
+            self._seed(seed)
         with quiet_models():
             self._env.reset()
         self._observe()
@@ -95,7 +98,7 @@ class DMControlEnv(gymnasium.Env):
                     break
             self._observe()
         except PhysicsError as error:
-            # Nothing true can be drawn of a simulation that diverged: it ends at the last sound frame.
+            # Nothing true can be drawn of a simulation that diverged: keep the last sound frame.
             _log.warning("the simulation became unstable and the episode was cut: %s", error)
             last, info = True, {"physics_error": str(error)}
         self._running = not last
@@ -123,8 +126,8 @@ class DMControlEnv(gymnasium.Env):
         return action
 
     def _observe(self) -> None:
-        # A camera is kept from frame to frame (making one costs up to 1 ms), but not past its model:
-        # manipulation tasks compile a new one every episode.
+        # A camera is kept from frame to frame (making one costs up to 1 ms), but not past its
+        # model: manipulation tasks compile a new one every episode.
         physics = self._env.physics
         if self._model is not physics.model:
             from dm_control.mujoco.engine import Camera

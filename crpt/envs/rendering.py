@@ -1,8 +1,8 @@
 """Headless rendering: which OpenGL backend dm_control uses, chosen before dm_control is imported.
 
-Left alone on a machine without a display, dm_control picks GLFW and aborts at the first frame. The choice
-is made by the environment variables MUJOCO_GL and PYOPENGL_PLATFORM, which dm_control reads once, when it
-is imported. A choice of the user's own is kept.
+Left alone on a machine without a display, dm_control picks GLFW and aborts at the first frame. The
+choice is made by the environment variables MUJOCO_GL and PYOPENGL_PLATFORM, which dm_control reads
+once, when it is imported. A choice of the user's own is kept.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ class RenderingUnavailableError(RuntimeError):
 
 
 class IncompatibleVersionsError(RuntimeError):
-    """The installed dm_control and mujoco do not work together; the message says what to install."""
+    """The installed dm_control and mujoco do not work together; the message has the remedy."""
 
 
 def select_backend() -> str:
     """Chooses EGL, else OSMesa, for dm_control, and returns the name of the backend in use.
 
-    Call it before anything imports dm_control; `crpt.envs.make` does. A backend set in MUJOCO_GL is kept,
-    and checked if it is EGL or OSMesa. Later calls return the first answer.
+    Call it before anything imports dm_control; `crpt.envs.make` does. A backend set in MUJOCO_GL is
+    kept, and checked if it is EGL or OSMesa.
 
     Raises:
         RenderingUnavailableError: nothing can render here, or dm_control was imported too early.
@@ -63,8 +63,10 @@ def select_backend() -> str:
 
 
 def check_versions() -> None:
-    """Raises IncompatibleVersionsError for a pair of dm_control and mujoco that is known to crash."""
-    found = {name: _version(name) for name in ("dm_control", "mujoco", "mujoco-core", "mujoco-studio")}
+    """Raises IncompatibleVersionsError for a pair of dm_control and mujoco known to crash."""
+    found = {
+        name: _version(name) for name in ("dm_control", "mujoco", "mujoco-core", "mujoco-studio")
+    }
     for name in ("dm_control", "mujoco"):
         if found[name] is None:
             raise IncompatibleVersionsError(
@@ -75,8 +77,8 @@ def check_versions() -> None:
     if any(int(version.split(".")[0]) >= 4 for version in newer.values()):
         listed = ", ".join(f"{name} {version}" for name, version in newer.items())
         raise IncompatibleVersionsError(
-            f"dm_control {found['dm_control']} should be paired with mujoco >=3.17,<3.18, got {listed}; "
-            f"they share files, so remove all of them first: {_MUJOCO_REMEDY}"
+            f"dm_control {found['dm_control']} should be paired with mujoco >=3.17,<3.18, "
+            f"got {listed}; they share files, so remove all of them first: {_MUJOCO_REMEDY}"
         )
 
 
@@ -131,6 +133,8 @@ def _load(names: tuple[str, ...]) -> ctypes.CDLL | None:
 
 def _probe_egl() -> str | None:
     """What keeps EGL from working here; none if a display without a screen could be initialised."""
+    # As dm_control does, and first: NVIDIA's driver wants it loaded before libEGL.
+    _load(("libOpenGL.so.0",))
     egl = _load(("libEGL.so.1", ctypes.util.find_library("EGL") or "libEGL.so"))
     if egl is None:
         return "libEGL.so.1 is missing"
@@ -161,7 +165,11 @@ def _probe_egl() -> str | None:
 
 def _probe_osmesa() -> str | None:
     """What keeps OSMesa from working here; none if its library loads."""
-    names = ("libOSMesa.so.8", "libOSMesa.so.6", ctypes.util.find_library("OSMesa") or "libOSMesa.so")
+    names = (
+        "libOSMesa.so.8",
+        "libOSMesa.so.6",
+        ctypes.util.find_library("OSMesa") or "libOSMesa.so",
+    )
     return "libOSMesa.so is missing" if _load(names) is None else None
 
 

@@ -1,9 +1,12 @@
-"""Environments by name: the tasks of dm_control's suite and the `_vision` tasks of dm_control.manipulation."""
+"""Environments by name: dm_control's suite, and the `_vision` tasks of dm_control.manipulation."""
 
 from __future__ import annotations
 
 import difflib
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
 
 from crpt.envs.dm_control_env import DMControlEnv, quiet_models
 from crpt.envs.rendering import select_backend
@@ -22,10 +25,10 @@ def make(
     """An environment of frames, uint8 [3, H, W], by the name of a dm_control task.
 
     Args:
-        domain: a task of the suite (`cheetah_run`, `ball_in_cup_catch`) or a `_vision` task of manipulation
-            (`stack_2_bricks_vision`).
-        render: `exact` gives dm_control's own pixels; `fast` leaves out shadows and multisampling, which is
-            several times faster in software and gives other pixels.
+        domain: a task of the suite (`cheetah_run`, `ball_in_cup_catch`) or a `_vision` task of
+            manipulation (`stack_2_bricks_vision`).
+        render: `exact` gives dm_control's own pixels; `fast` leaves out shadows and multisampling,
+            which is several times faster in software and gives other pixels.
         action_repeat: environment steps per agent step, each with the same action.
         image_size: height and width of a frame, in pixels.
 
@@ -50,7 +53,7 @@ def make(
             # Some models are drawn at random when they are made (lqr): always the same one.
             env = suite.load(name, task, task_kwargs={"random": 0})
         env.task.random.seed()
-        return DMControlEnv(env, env.task.random, camera=_SUITE_CAMERAS.get(name, 0), **common)
+        return DMControlEnv(env, env.task.random.seed, camera=_SUITE_CAMERAS.get(name, 0), **common)
     vision_tasks = manipulation.get_environments_by_tag("vision")
     if domain in vision_tasks:
         with quiet_models():
@@ -58,7 +61,9 @@ def make(
         # The task would draw its observations at every physics step; frames are drawn here instead.
         for observable in env.task.observables.values():
             observable.enabled = False
-        return DMControlEnv(env, env.random_state, camera=_MANIPULATION_CAMERA, **common)
+        return DMControlEnv(
+            env, partial(_seed_manipulation, env), camera=_MANIPULATION_CAMERA, **common
+        )
     raise ValueError(_unknown(domain, [*tasks, *vision_tasks]))
 
 
@@ -78,6 +83,15 @@ def _unknown(domain: str, names: list[str]) -> str:
     close = difflib.get_close_matches(domain, names, n=5, cutoff=0.5)
     hint = f"close to it: {', '.join(close)}" if close else f"known: {', '.join(names)}"
     return f"domain should be the name of a dm_control task, got {domain!r}; {hint}"
+
+
+def _seed_manipulation(env: Any, seed: int) -> None:
+    env.random_state.seed(seed)
+    # The reassemble tasks shuffle these in place, so that an episode would depend on those before.
+    for name in ("_initial_order", "_desired_order"):
+        order = getattr(env.task, name, None)
+        if order is not None:
+            setattr(env.task, name, np.sort(order))
 
 
 def _leave_out_shadows_and_multisampling(model: Any) -> None:

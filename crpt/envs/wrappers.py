@@ -11,9 +11,9 @@ from gymnasium.spaces import Box
 
 
 class FrameStack(gymnasium.ObservationWrapper):
-    """obs_t = concatenate(frame_{t-n+1}, ..., frame_t) over channels, the first frame repeated at reset.
+    """obs_t = concatenate(frame_{t-n+1}, ..., frame_t), the first frame repeated at reset.
 
-    uint8 [C, H, W] -> uint8 [n*C, H, W], oldest frame first: what `ReplayBuffer.sample` gives for the same steps.
+    uint8 [C, H, W] -> uint8 [n*C, H, W], oldest frame first, as `ReplayBuffer.sample` stacks them.
     """
 
     def __init__(self, env: gymnasium.Env, n: int = 3) -> None:

@@ -36,11 +36,11 @@ class Batch:
 
 
 class ReplayBuffer:
-    """Steps of several domains, in memory or in a dataset directory; any number of readers, one writer a domain.
+    """Steps of several domains, in memory or in a dataset directory.
 
-    A slot is a step's place in the arrays. A transition is named by the slot of its second step, which holds
-    its action, reward, discount and next frame. Stacks repeat an episode's first frame, and never cross episodes
-    or the ring's seam.
+    Any number of readers, one writer a domain. A slot is a step's place in the arrays. A transition
+    is named by the slot of its second step, which holds its action, reward, discount and next
+    frame. Stacks repeat an episode's first frame, and never cross episodes or the ring's seam.
     """
 
     def __init__(
@@ -115,7 +115,10 @@ class ReplayBuffer:
         return len(self.arrays(domain)["is_first"])
 
     def arrays(self, domain: str) -> Mapping[str, Array]:
-        """frames, actions, rewards, discounts, is_first, is_last, states: [capacity, ...], read-only."""
+        """frames, actions, rewards, discounts, is_first, is_last, states: [capacity, ...].
+
+        Read-only, and good until the domain gets longer or shorter: ask again rather than keep it.
+        """
         return self._store(domain).view()
 
     def writer(self, domain: str, when_full: WhenFull = "overwrite") -> Writer:
@@ -165,7 +168,7 @@ class ReplayBuffer:
         device: torch.device | str = "cpu",
         generator: torch.Generator | None = None,
     ) -> Batch:
-        """Transitions drawn uniformly with replacement, obs and next_obs each under its own random shift.
+        """Transitions drawn uniformly with replacement, obs and next_obs each under its own shift.
 
         Args:
             domain: the ring to draw from.
@@ -211,7 +214,7 @@ class ReplayBuffer:
         dtype: torch.dtype | None = None,
         device: torch.device | str = "cpu",
     ) -> Tensor:
-        """The stacks that end in the given slots, [N] -> [N, 9, H, W], not shifted. Slots are those of `episodes`."""
+        """The stacks that end in given slots of `episodes`, not shifted: [N] -> [N, 9, H, W]."""
         return self._stacks(self._store(domain), np.asarray(slots), None, 0, dtype, device)
 
     def _store(self, domain: str) -> Store:
@@ -221,7 +224,7 @@ class ReplayBuffer:
 
     @staticmethod
     def _oldest(store: Store) -> int:
-        """The oldest step whose stack is whole: a first step, or one with STACK - 1 readable before it."""
+        """The oldest step whose stack is whole: a first one, or one with STACK - 1 before it."""
         floor, committed = store.window()
         for step in range(floor, min(floor + STACK - 1, committed)):
             if store.arrays["is_first"][step % store.capacity]:

@@ -108,7 +108,7 @@ class FileStore(Store):
 
 def _lock(cursor: Path) -> BinaryIO:
     try:
-        file = open(cursor, "rb+", buffering=0)
+        file = open(cursor, "rb+", buffering=0)  # noqa: SIM115, closed by release()
     except FileNotFoundError:
         raise DatasetCorruptError(f"{cursor} is missing; {_REMEDY}") from None
     try:
@@ -174,7 +174,7 @@ def _slot_bytes(spec: DomainSpec, name: str) -> int:
 
 
 def _resize_array(file: BinaryIO, spec: DomainSpec, name: str, capacity: int) -> None:
-    """Gives the array `capacity` slots; whatever step of it a kill cuts off, the file stays readable."""
+    """Gives the array `capacity` slots; a kill on the way leaves the old length or the new one."""
     size = _HEADER_BYTES + capacity * _slot_bytes(spec, name)
     header = _header(spec, name, capacity)
     have = os.fstat(file.fileno()).st_size
@@ -209,6 +209,7 @@ def _disk_full_explained(file: BinaryIO, nbytes: int) -> Iterator[None]:
             raise
         free = shutil.disk_usage(Path(file.name).parent).free
         raise DatasetFullError(
-            f"no room on the disk for {megabytes(nbytes)} more of {file.name} ({megabytes(free)} free); "
-            "what was committed is whole: make room and run the same command again"
+            f"no room on the disk for {megabytes(nbytes)} more of {file.name} "
+            f"({megabytes(free)} free); what was committed is whole: make room and run the same "
+            "command again"
         ) from error

@@ -1,4 +1,4 @@
-"""dataset.json: what a dataset directory holds, and how directories come to be, whole or not at all."""
+"""dataset.json: what a dataset directory holds, and how it comes to be, whole or not at all."""
 
 from __future__ import annotations
 

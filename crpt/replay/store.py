@@ -1,16 +1,17 @@
-"""The storage of one domain: an array per field with one slot per step, and the cursor that commits them.
+"""The storage of one domain: an array per field, a slot per step, and the cursor that commits them.
 
-The step numbered n lives in slot n % capacity. Slot n holds frame_n and the action, reward and discount that
-led to it; the first slot of an episode holds zeros and a discount of 1.
+The step numbered n lives in slot n % capacity. It holds frame_n and the action, reward and discount
+that led to it; the first step of an episode holds zeros and a discount of 1.
 
-The cursor is three words. One writer stores to them, each with one aligned 8-byte store; any number of readers,
-in any process, load them:
+The cursor is three words. One writer stores to them, each with one aligned 8-byte store; any number
+of readers, in any process, load them:
 
     committed   steps before it are whole: stored after the step's data
     sealed      end of the last whole episode: stored after `committed`
     floor       oldest step not yet overwritten: stored before the overwriting
 
-So a writer killed at any moment leaves [floor, committed) whole, and its successor goes on from `sealed`.
+So a writer killed at any moment leaves [floor, committed) whole, and its successor goes on from
+`sealed`.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ class Store:
         return min(int(self.cursor[FLOOR]), committed), committed
 
     def resize(self, capacity: int) -> None:
-        """Changes the number of slots. Only while no step was overwritten: slots are step % capacity."""
+        """Changes the number of slots. Only while no step was overwritten, or slots would move."""
         for name, array in self.arrays.items():
             resized = np.zeros((capacity, *array.shape[1:]), array.dtype)
             kept = min(capacity, len(array))

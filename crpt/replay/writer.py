@@ -14,10 +14,11 @@ _GROWTH = 1024  # steps by which a growing domain gets longer: 22 MB of 84x84 fr
 
 
 class Writer:
-    """begin(frame, state), append(frame, action, reward, discount, state, last), ..., begin(...), ...
+    """begin(frame, state), append(frame, action, reward, discount, state, last), ..., begin(...)
 
-    The only writer of its domain while it is open. It starts at the end of the last whole episode: what a
-    killed writer left of a cut one is dropped. Every step is committed, and readable, when its call returns.
+    The only writer of its domain while it is open. It starts at the end of the last whole episode:
+    what a killed writer left of a cut one is dropped. Every step is committed, and readable, when
+    its call returns.
     """
 
     def __init__(self, store: Store, when_full: WhenFull = "overwrite") -> None:
@@ -51,7 +52,7 @@ class Writer:
     ) -> None:
         """Commits the next step: the frame, and the action, reward and discount that led to it.
 
-        A discount of 0 says that the episode terminated; `last` with another discount, that it was cut.
+        A discount of 0 says that the episode terminated; `last` with another one, that it was cut.
         """
         if not self._open:
             raise RuntimeError("no episode has begun; call begin() before append()")
