@@ -122,14 +122,14 @@ __global__ void knn_select_kernel(const A* squares, A* distance, int64_t* index,
 
 template <class T, class A>
 __global__ void knn_backward_queries_kernel(const A* grad, const T* queries, const T* keys,
-                                            const A* distance, const int64_t* index, T* out,
+                                            const A* distance, const int64_t* index, A* out,
                                             int64_t query_count, int64_t key_count, int64_t width) {
   for (int64_t b = global_warp(); b < query_count; b += all_warps()) {
     const int64_t q = index[b];
     assert(0 <= q && q < key_count && "index should be in [0, Q)");
     const A factor = distance[b] == 0 ? A(0) : grad[b] / distance[b];
     for (int64_t d = lane(); d < width; d += kWarp) {
-      store(out + b * width + d, factor * (load(queries + b * width + d) - load(keys + q * width + d)));
+      out[b * width + d] = factor * (load(queries + b * width + d) - load(keys + q * width + d));
     }
   }
 }
@@ -185,7 +185,7 @@ cudaError_t launch_knn_distance_backward_queries(Dtype dtype, const void* grad, 
     return launch(stream, blocks_for(query_count, kWarps), knn_backward_queries_kernel<T, A>,
                   static_cast<const A*>(grad), static_cast<const T*>(queries),
                   static_cast<const T*>(keys), static_cast<const A*>(distance), index,
-                  static_cast<T*>(out), query_count, key_count, width);
+                  static_cast<A*>(out), query_count, key_count, width);
   });
 }
 

@@ -11,8 +11,8 @@ cudaError_t launch_knn_distance(Dtype dtype, const void* queries, const void* ke
                                 void* distance, int64_t* index, int64_t query_count,
                                 int64_t key_count, int64_t width, int64_t k, cudaStream_t stream);
 
-// out_b = grad_b (queries_b - keys_index_b) / distance_b, 0 at distance 0: out [B, D] of dtype;
-// grad [B] and distance [B] have the compute type.
+// out_b = grad_b (queries_b - keys_index_b) / distance_b, 0 at distance 0: queries [B, D], keys [Q, D] of dtype;
+// grad [B], distance [B] and out [B, D] have the compute type.
 cudaError_t launch_knn_distance_backward_queries(Dtype dtype, const void* grad, const void* queries,
                                                  const void* keys, const void* distance,
                                                  const int64_t* index, void* out,
@@ -20,7 +20,7 @@ cudaError_t launch_knn_distance_backward_queries(Dtype dtype, const void* grad, 
                                                  int64_t width, cudaStream_t stream);
 
 // out_q = sum over b with index_b = q of grad_b (keys_q - queries_b) / distance_b, in the order of b:
-// out [Q, D] in the compute type.
+// the same, out [Q, D].
 cudaError_t launch_knn_distance_backward_keys(Dtype dtype, const void* grad, const void* queries,
                                               const void* keys, const void* distance,
                                               const int64_t* index, void* out, int64_t query_count,

@@ -40,6 +40,16 @@ cudaError_t dispatch_floating(Dtype dtype, Function function) {
   }
 }
 
+// The same for kernels whose operands have the compute type already.
+template <class Function>
+cudaError_t dispatch_compute(Dtype dtype, Function function) {
+  switch (dtype) {
+    case Dtype::kFloat32: return function(Type<float>{});
+    case Dtype::kFloat64: return function(Type<double>{});
+    default: return cudaErrorInvalidValue;
+  }
+}
+
 constexpr int kThreads = 256;  // of every block
 constexpr int kWarp = 32;
 constexpr int kWarps = kThreads / kWarp;

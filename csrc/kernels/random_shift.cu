@@ -7,16 +7,18 @@ namespace crpt::cuda {
 namespace {
 
 template <class T>
-__global__ void random_shift_kernel(const T* images, const int64_t* shifts, T* out, int64_t planes,
-                                    int64_t channels, int64_t height, int64_t width, int64_t pad) {
-  for (int64_t plane = blockIdx.x; plane < planes; plane += gridDim.x) {
-    const int64_t dy = shift_of(shifts, plane / channels * 2, pad);
-    const int64_t dx = shift_of(shifts, plane / channels * 2 + 1, pad);
-    const int64_t begin = plane * height * width;
-    for (int64_t i = threadIdx.x; i < height * width; i += kThreads) {
-      const int64_t y = clamp_to(i / width + dy, height);
-      const int64_t x = clamp_to(i % width + dx, width);
-      out[begin + i] = images[begin + y * width + x];
+__global__ void random_shift_kernel(const T* images, const int64_t* shifts, T* out, int64_t batch,
+                                    int64_t planes, int64_t height, int64_t width, int64_t pixel,
+                                    int64_t pad) {
+  const int64_t size = height * width * pixel;
+  for (int64_t plane = blockIdx.x; plane < batch * planes; plane += gridDim.x) {
+    const int64_t dy = shift_of(shifts, plane / planes * 2, pad);
+    const int64_t dx = shift_of(shifts, plane / planes * 2 + 1, pad);
+    const T* from = images + plane * size;
+    for (int64_t i = threadIdx.x; i < size; i += kThreads) {
+      const int64_t y = clamp_to(i / pixel / width + dy, height);
+      const int64_t x = clamp_to(i / pixel % width + dx, width);
+      out[plane * size + i] = from[(y * width + x) * pixel + i % pixel];
     }
   }
 }
@@ -52,26 +54,22 @@ __global__ void random_shift_backward_kernel(const T* grad, const int64_t* shift
   }
 }
 
-template <class T>
-cudaError_t shift(const void* images, const int64_t* shifts, void* out, int64_t planes,
-                  int64_t channels, int64_t height, int64_t width, int64_t pad,
-                  cudaStream_t stream) {
-  return launch(stream, blocks_for(planes, 1), random_shift_kernel<T>,
-                static_cast<const T*>(images), shifts, static_cast<T*>(out), planes, channels,
-                height, width, pad);
-}
-
 }  // namespace
 
 cudaError_t launch_random_shift(int64_t element_size, const void* images, const int64_t* shifts,
-                                void* out, int64_t batch, int64_t channels, int64_t height,
-                                int64_t width, int64_t pad, cudaStream_t stream) {
-  const int64_t planes = batch * channels;
+                                void* out, int64_t batch, int64_t planes, int64_t height,
+                                int64_t width, int64_t pixel, int64_t pad, cudaStream_t stream) {
+  const auto run = [&](auto type) {
+    using T = typename decltype(type)::type;
+    return launch(stream, blocks_for(batch * planes, 1), random_shift_kernel<T>,
+                  static_cast<const T*>(images), shifts, static_cast<T*>(out), batch, planes,
+                  height, width, pixel, pad);
+  };
   switch (element_size) {
-    case 1: return shift<uint8_t>(images, shifts, out, planes, channels, height, width, pad, stream);
-    case 2: return shift<uint16_t>(images, shifts, out, planes, channels, height, width, pad, stream);
-    case 4: return shift<uint32_t>(images, shifts, out, planes, channels, height, width, pad, stream);
-    case 8: return shift<uint64_t>(images, shifts, out, planes, channels, height, width, pad, stream);
+    case 1: return run(Type<uint8_t>{});
+    case 2: return run(Type<uint16_t>{});
+    case 4: return run(Type<uint32_t>{});
+    case 8: return run(Type<uint64_t>{});
     default: return cudaErrorInvalidValue;
   }
 }

@@ -24,8 +24,8 @@ __global__ void row_normalize_kernel(const T* rows, A* unit, A* norm, int64_t co
   }
 }
 
-template <class T, class A>
-__global__ void row_normalize_backward_kernel(const A* grad, const A* unit, const A* norm, T* out,
+template <class A>
+__global__ void row_normalize_backward_kernel(const A* grad, const A* unit, const A* norm, A* out,
                                               int64_t count, int64_t width) {
   for (int64_t row = global_warp(); row < count; row += all_warps()) {
     const A* g = grad + row * width;
@@ -39,7 +39,7 @@ __global__ void row_normalize_backward_kernel(const A* grad, const A* unit, cons
     }
     const A divisor = is_short ? static_cast<A>(kShortest) : length;
     for (int64_t d = lane(); d < width; d += kWarp) {
-      store(out + row * width + d, (g[d] - u[d] * along) / divisor);
+      out[row * width + d] = (g[d] - u[d] * along) / divisor;
     }
   }
 }
@@ -60,12 +60,11 @@ cudaError_t launch_row_normalize(Dtype dtype, const void* rows, void* unit, void
 cudaError_t launch_row_normalize_backward(Dtype dtype, const void* grad, const void* unit,
                                           const void* norm, void* out, int64_t count, int64_t width,
                                           cudaStream_t stream) {
-  return dispatch_floating(dtype, [&](auto type) {
-    using T = typename decltype(type)::type;
-    using A = compute_t<T>;
-    return launch(stream, blocks_for(count, kWarps), row_normalize_backward_kernel<T, A>,
+  return dispatch_compute(dtype, [&](auto type) {
+    using A = typename decltype(type)::type;
+    return launch(stream, blocks_for(count, kWarps), row_normalize_backward_kernel<A>,
                   static_cast<const A*>(grad), static_cast<const A*>(unit),
-                  static_cast<const A*>(norm), static_cast<T*>(out), count, width);
+                  static_cast<const A*>(norm), static_cast<A*>(out), count, width);
   });
 }
 

@@ -9,7 +9,7 @@ cudaError_t launch_row_normalize(Dtype dtype, const void* rows, void* unit, void
                                  int64_t count, int64_t width, cudaStream_t stream);
 
 // out = (grad - unit <unit, grad>) / norm, or grad / 1e-12 for a row shorter than that:
-// grad, unit [R, D], norm [R] in the compute type -> out [R, D] of dtype.
+// grad, unit [R, D], norm [R] -> out [R, D], all of dtype, float32 or float64.
 cudaError_t launch_row_normalize_backward(Dtype dtype, const void* grad, const void* unit,
                                           const void* norm, void* out, int64_t count, int64_t width,
                                           cudaStream_t stream);

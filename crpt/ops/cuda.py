@@ -1,0 +1,287 @@
+"""The operators on CUDA tensors: check, make contiguous, allocate, start the compiled kernels.
+
+Everything runs on the current stream and nothing waits for the device, so every operator can be
+captured in a CUDA graph. GEMMs are torch.matmul, in float32 (float64 for float64), and follow
+torch.set_float32_matmul_precision. AVAILABLE says whether the kernels and a torch with CUDA are there;
+without them importing this file registers nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from crpt.ops import checks
+from crpt.ops.checks import compute_dtype
+from crpt.ops.layout import pixel_planes
+from crpt.ops.schemas import LIBRARY
+
+_cuda: Any = None
+if torch.version.cuda is not None:
+    try:
+        from crpt import _cuda
+    except ModuleNotFoundError as error:
+        if error.name != "crpt._cuda":
+            raise
+
+AVAILABLE = _cuda is not None
+
+# The kernels' Dtype, by number.
+_DTYPE = {
+    torch.float32: 0,
+    torch.float16: 1,
+    torch.bfloat16: 2,
+    torch.float64: 3,
+    torch.uint8: 4,
+}
+# Scratch for the squared distances of one block of queries, in elements: 64 MiB of float32.
+_SQUARES_PER_BLOCK = 1 << 24
+
+
+def _impl(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        if AVAILABLE:
+            LIBRARY.impl(name, function, "CUDA")
+        return function
+
+    return register
+
+
+def _stream(device: torch.device) -> tuple[int, int]:
+    """The device's number and its current stream, first and last argument of every launcher."""
+    return device.index, torch.cuda.current_stream(device).cuda_stream
+
+
+@_impl("sinkhorn")
+def sinkhorn_cuda(scores: Tensor, temperature: float, iterations: int) -> Tensor:
+    checks.sinkhorn(scores, temperature, iterations)
+    scores = scores.contiguous()  # [..., B, M]
+    codes = torch.empty_like(scores)
+    compute = compute_dtype(scores.dtype)
+    work = codes if scores.dtype == compute else torch.empty_like(scores, dtype=compute)
+    b, m = scores.shape[-2:]
+    items = scores.numel() // (b * m)
+    scratch = scores.new_empty(_cuda.sinkhorn_scratch(items, b, m), dtype=compute)
+    device, stream = _stream(scores.device)
+    _cuda.sinkhorn(
+        device, _DTYPE[scores.dtype], scores.data_ptr(), codes.data_ptr(), work.data_ptr(),
+        scratch.data_ptr(), items, b, m, temperature, iterations, stream,
+    )  # fmt: skip
+    return codes
+
+
+def _row_normalize(rows: Tensor) -> tuple[Tensor, Tensor]:
+    rows = rows.contiguous()  # [..., R, D]
+    compute = compute_dtype(rows.dtype)
+    unit = torch.empty_like(rows, dtype=compute)
+    norm = rows.new_empty(rows.shape[:-1], dtype=compute)
+    device, stream = _stream(rows.device)
+    _cuda.row_normalize(
+        device, _DTYPE[rows.dtype], rows.data_ptr(), unit.data_ptr(), norm.data_ptr(),
+        norm.numel(), rows.shape[-1], stream,
+    )  # fmt: skip
+    return unit, norm
+
+
+@_impl("prototype_similarity")
+def prototype_similarity_cuda(embeddings: Tensor, prototypes: Tensor) -> tuple[Tensor, ...]:
+    checks.prototype_similarity(embeddings, prototypes)
+    unit_e, norm_e = _row_normalize(embeddings)
+    unit_c, norm_c = _row_normalize(prototypes)
+    similarity = torch.matmul(unit_e, unit_c.mT).to(embeddings.dtype)
+    return similarity, unit_e, unit_c, norm_e, norm_c
+
+
+@_impl("prototype_similarity_backward")
+def prototype_similarity_backward_cuda(
+    grad: Tensor, unit: Tensor, norm: Tensor, other: Tensor
+) -> Tensor:
+    grad_unit = torch.matmul(grad.to(unit.dtype), other).sum_to_size(unit.shape).contiguous()
+    unit, norm = unit.contiguous(), norm.contiguous()
+    grad_rows = torch.empty_like(unit)
+    device, stream = _stream(unit.device)
+    _cuda.row_normalize_backward(
+        device, _DTYPE[unit.dtype], grad_unit.data_ptr(), unit.data_ptr(), norm.data_ptr(),
+        grad_rows.data_ptr(), norm.numel(), unit.shape[-1], stream,
+    )  # fmt: skip
+    return grad_rows
+
+
+@_impl("prototype_loss")
+def prototype_loss_cuda(scores: Tensor, codes: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    checks.prototype_loss(scores, codes, temperature)
+    scores, codes = scores.contiguous(), codes.contiguous()  # [..., B, M]
+    loss = scores.new_empty(scores.shape[:-2])
+    logsumexp = scores.new_empty(scores.shape[:-1], dtype=compute_dtype(scores.dtype))
+    row_loss = torch.empty_like(logsumexp)
+    b, m = scores.shape[-2:]
+    device, stream = _stream(scores.device)
+    _cuda.prototype_loss(
+        device, _DTYPE[scores.dtype], scores.data_ptr(), codes.data_ptr(), loss.data_ptr(),
+        logsumexp.data_ptr(), row_loss.data_ptr(), loss.numel(), b, m, temperature, stream,
+    )  # fmt: skip
+    return loss, logsumexp
+
+
+@_impl("prototype_loss_backward_scores")
+def prototype_loss_backward_scores_cuda(
+    grad: Tensor, scores: Tensor, codes: Tensor, logsumexp: Tensor, temperature: float
+) -> Tensor:
+    grad, logsumexp = grad.to(logsumexp.dtype).contiguous(), logsumexp.contiguous()
+    scores, codes = scores.contiguous(), codes.contiguous()
+    grad_scores = torch.empty_like(scores)
+    b, m = scores.shape[-2:]
+    device, stream = _stream(scores.device)
+    _cuda.prototype_loss_backward_scores(
+        device, _DTYPE[scores.dtype], grad.data_ptr(), scores.data_ptr(), codes.data_ptr(),
+        logsumexp.data_ptr(), grad_scores.data_ptr(), grad.numel(), b, m, temperature, stream,
+    )  # fmt: skip
+    return grad_scores
+
+
+@_impl("prototype_loss_backward_codes")
+def prototype_loss_backward_codes_cuda(
+    grad: Tensor, scores: Tensor, logsumexp: Tensor, temperature: float
+) -> Tensor:
+    grad, logsumexp = grad.to(logsumexp.dtype).contiguous(), logsumexp.contiguous()
+    scores = scores.contiguous()
+    grad_codes = torch.empty_like(scores)
+    b, m = scores.shape[-2:]
+    device, stream = _stream(scores.device)
+    _cuda.prototype_loss_backward_codes(
+        device, _DTYPE[scores.dtype], grad.data_ptr(), scores.data_ptr(), logsumexp.data_ptr(),
+        grad_codes.data_ptr(), grad.numel(), b, m, temperature, stream,
+    )  # fmt: skip
+    return grad_codes
+
+
+@_impl("intrinsic_loss")
+def intrinsic_loss_cuda(prototypes: Tensor, offset: float) -> tuple[Tensor, Tensor]:
+    checks.intrinsic_loss(prototypes, offset)
+    c = prototypes.to(compute_dtype(prototypes.dtype))  # [..., M, D]
+    weights = torch.matmul(c, c.mT).contiguous()  # s, until the kernel has read it
+    loss = prototypes.new_empty(c.shape[:-2])
+    row_loss = c.new_empty(c.shape[:-1])
+    device, stream = _stream(c.device)
+    _cuda.intrinsic_loss(
+        device, _DTYPE[prototypes.dtype], weights.data_ptr(), loss.data_ptr(), row_loss.data_ptr(),
+        loss.numel(), c.shape[-2], offset, stream,
+    )  # fmt: skip
+    return loss, weights
+
+
+@_impl("intrinsic_loss_backward")
+def intrinsic_loss_backward_cuda(grad: Tensor, prototypes: Tensor, weights: Tensor) -> Tensor:
+    c = prototypes.to(weights.dtype)
+    scale = grad.to(weights.dtype)[..., None, None]
+    return torch.matmul(weights, c).mul_(scale).to(prototypes.dtype)
+
+
+@_impl("random_shift")
+def random_shift_cuda(images: Tensor, shifts: Tensor, pad: int) -> Tensor:
+    checks.random_shift(images, shifts, pad)
+    images, planes, channels = pixel_planes(images)
+    shifts = shifts.contiguous()
+    out = torch.empty_like(images)
+    batch, _, height, width = images.shape
+    device, stream = _stream(images.device)
+    _cuda.random_shift(
+        device, images.element_size(), images.data_ptr(), shifts.data_ptr(), out.data_ptr(), batch,
+        planes, height, width, channels, pad, stream,
+    )  # fmt: skip
+    return out
+
+
+@_impl("random_shift_backward")
+def random_shift_backward_cuda(grad: Tensor, shifts: Tensor, pad: int) -> Tensor:
+    checks.random_shift(grad, shifts, pad)
+    grad, shifts = grad.contiguous(), shifts.contiguous()
+    grad_images = torch.empty_like(grad)
+    device, stream = _stream(grad.device)
+    _cuda.random_shift_backward(
+        device, _DTYPE[grad.dtype], grad.data_ptr(), shifts.data_ptr(), grad_images.data_ptr(),
+        *grad.shape, pad, stream,
+    )  # fmt: skip
+    return grad_images
+
+
+@_impl("frame_stack")
+def frame_stack_cuda(
+    frames: Tensor, index: Tensor, shifts: Tensor | None, pad: int, dtype: torch.dtype
+) -> Tensor:
+    checks.frame_stack(frames, index, shifts, pad, dtype)
+    index = index.contiguous()
+    shifts = None if shifts is None else shifts.contiguous()
+    batch, stack = index.shape
+    _, channels, height, width = frames.shape
+    out = frames.new_empty((batch, stack * channels, height, width), dtype=dtype)
+    device, stream = _stream(frames.device)
+    # The strides of the frames go to the kernel: a copy of a store of many GB would be no help.
+    _cuda.frame_stack(
+        device, _DTYPE[dtype], frames.data_ptr(), index.data_ptr(),
+        0 if shifts is None else shifts.data_ptr(), out.data_ptr(), *frames.shape,
+        *frames.stride(), batch, stack, pad, stream,
+    )  # fmt: skip
+    return out
+
+
+@_impl("knn_distance")
+def knn_distance_cuda(queries: Tensor, keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    checks.knn_distance(queries, keys, k)
+    compute = compute_dtype(queries.dtype)
+    queries, keys = queries.contiguous(), keys.contiguous()
+    (batch, dim), count = queries.shape, keys.shape[0]
+    distance = queries.new_empty(batch, dtype=compute)
+    index = queries.new_empty(batch, dtype=torch.int64)
+    block = min(batch, max(1, _SQUARES_PER_BLOCK // count))
+    squares = queries.new_empty((block, count), dtype=compute)
+    device, stream = _stream(queries.device)
+    for begin in range(0, batch, max(1, block)):
+        rows = queries[begin : begin + block]
+        _cuda.knn_distance(
+            device, _DTYPE[queries.dtype], rows.data_ptr(), keys.data_ptr(), squares.data_ptr(),
+            distance[begin:].data_ptr(), index[begin:].data_ptr(), rows.shape[0], count, dim, k,
+            stream,
+        )  # fmt: skip
+    return distance, index
+
+
+def _knn_distance_backward(
+    launcher: Any,
+    like: Tensor,
+    grad: Tensor,
+    queries: Tensor,
+    keys: Tensor,
+    distance: Tensor,
+    index: Tensor,
+) -> Tensor:
+    grad = grad.to(distance.dtype).contiguous()
+    queries, keys = queries.contiguous(), keys.contiguous()
+    distance, index = distance.contiguous(), index.contiguous()
+    out = like.new_empty(like.shape, dtype=distance.dtype)
+    device, stream = _stream(queries.device)
+    launcher(
+        device, _DTYPE[queries.dtype], grad.data_ptr(), queries.data_ptr(), keys.data_ptr(),
+        distance.data_ptr(), index.data_ptr(), out.data_ptr(), queries.shape[0], *keys.shape,
+        stream,
+    )  # fmt: skip
+    return out
+
+
+@_impl("knn_distance_backward_queries")
+def knn_distance_backward_queries_cuda(
+    grad: Tensor, queries: Tensor, keys: Tensor, distance: Tensor, index: Tensor
+) -> Tensor:
+    launcher = _cuda.knn_distance_backward_queries
+    return _knn_distance_backward(launcher, queries, grad, queries, keys, distance, index)
+
+
+@_impl("knn_distance_backward_keys")
+def knn_distance_backward_keys_cuda(
+    grad: Tensor, queries: Tensor, keys: Tensor, distance: Tensor, index: Tensor
+) -> Tensor:
+    launcher = _cuda.knn_distance_backward_keys
+    return _knn_distance_backward(launcher, keys, grad, queries, keys, distance, index)

@@ -1,0 +1,32 @@
+# The CUDA kernels: machine code for sm_80 and sm_90, and PTX that newer GPUs compile when first used.
+# The runtime is linked statically, so the module needs nothing but a driver.
+
+enable_language(CUDA)
+if(CMAKE_CUDA_COMPILER_ID STREQUAL "NVIDIA" AND CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 12.0)
+  message(FATAL_ERROR "crpt needs CUDA 12.0 or newer, got ${CMAKE_CUDA_COMPILER_VERSION}; "
+                      "CRPT_CUDA=OFF builds the CPU operators only")
+endif()
+set(CRPT_CUDA_ARCHITECTURES 80-real 90 CACHE STRING "GPU architectures, as CMAKE_CUDA_ARCHITECTURES")
+set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
+
+set(names sinkhorn row_normalize prototype_loss intrinsic_loss random_shift frame_stack knn_distance)
+list(TRANSFORM names PREPEND ${CMAKE_CURRENT_LIST_DIR}/kernels/ OUTPUT_VARIABLE cuda_sources)
+list(TRANSFORM cuda_sources APPEND .cu)
+
+add_library(crpt_cuda STATIC ${cuda_sources})
+set_target_properties(crpt_cuda PROPERTIES
+  CUDA_ARCHITECTURES "${CRPT_CUDA_ARCHITECTURES}"
+  CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON CUDA_EXTENSIONS OFF CUDA_VISIBILITY_PRESET hidden)
+target_include_directories(crpt_cuda PUBLIC ${CMAKE_CURRENT_LIST_DIR})
+target_compile_options(crpt_cuda PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra>)
+if(CRPT_WERROR)
+  target_compile_options(crpt_cuda PRIVATE
+    $<$<COMPILE_LANGUAGE:CUDA>:-Werror=all-warnings;-Xcompiler=-Werror>)
+endif()
+
+if(CRPT_BUILD_PYTHON)
+  find_package(CUDAToolkit REQUIRED)
+  pybind11_add_module(_cuda MODULE ${CMAKE_CURRENT_LIST_DIR}/bindings/cuda.cpp)
+  target_link_libraries(_cuda PRIVATE crpt_cuda crpt_options CUDA::cudart_static)
+  install(TARGETS _cuda LIBRARY DESTINATION crpt)
+endif()
