@@ -2,8 +2,8 @@
 
 Everything runs on the current stream and nothing waits for the device, so every operator can be
 captured in a CUDA graph. GEMMs are torch.matmul, in float32 (float64 for float64), and follow
-torch.set_float32_matmul_precision. AVAILABLE says whether the kernels and a torch with CUDA are there;
-without them importing this file registers nothing.
+torch.set_float32_matmul_precision. AVAILABLE says whether the kernels and a torch with CUDA are
+there; without them importing this file registers nothing.
 """
 
 from __future__ import annotations

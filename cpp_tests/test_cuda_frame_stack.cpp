@@ -1,0 +1,110 @@
+#include "kernels/frame_stack.cuh"
+#include "testing.h"
+
+namespace crpt::cuda {
+namespace {
+
+constexpr int64_t N = 11, C = 3, H = 9, W = 14, B = 5, K = 2, kPad = 3;
+constexpr int64_t kSize = N * C * H * W;
+constexpr int64_t kOut = B * K * C * H * W;
+
+const std::vector<int64_t> kIndex{10, 0, 3, 3, 7, 1, 0, 10, 5, 6};
+const std::vector<int64_t> kShifts{0, 0, -3, 3, 3, -3, 1, 2, -1, 0};
+
+// The strides of [N, C, H, W] stored contiguously, and with channels last.
+constexpr int64_t kContiguous[] = {C * H * W, H * W, W, 1};
+constexpr int64_t kChannelsLast[] = {C * H * W, 1, W * C, C};
+
+std::vector<uint8_t> frames_of() {
+  std::mt19937 engine(7);
+  std::vector<uint8_t> frames(kSize);
+  for (uint8_t& pixel : frames) pixel = static_cast<uint8_t>(engine());
+  return frames;
+}
+
+std::vector<double> expected_of(const std::vector<uint8_t>& frames, const int64_t* strides,
+                                bool shifted, double scale) {
+  std::vector<double> out;
+  for (int64_t b = 0; b < B; ++b) {
+    for (int64_t k = 0; k < K; ++k) {
+      for (int64_t c = 0; c < C; ++c) {
+        for (int64_t y = 0; y < H; ++y) {
+          for (int64_t x = 0; x < W; ++x) {
+            const int64_t row = std::clamp<int64_t>(y + (shifted ? kShifts[2 * b] : 0), 0, H - 1);
+            const int64_t column =
+                std::clamp<int64_t>(x + (shifted ? kShifts[2 * b + 1] : 0), 0, W - 1);
+            out.push_back(frames[kIndex[b * K + k] * strides[0] + c * strides[1] +
+                                 row * strides[2] + column * strides[3]] /
+                          scale);
+          }
+        }
+      }
+    }
+  }
+  return out;
+}
+
+cudaError_t stack(Dtype dtype, const std::vector<uint8_t>& frames, const int64_t* strides,
+                  const std::vector<int64_t>& index, const int64_t* shifts, void* out) {
+  return launch_frame_stack(dtype, frames.data(), index.data(), shifts, out, N, C, H, W, strides[0],
+                            strides[1], strides[2], strides[3],
+                            static_cast<int64_t>(index.size()) / K, K, kPad, nullptr);
+}
+
+TEST(CudaFrameStack, PixelsAsTheyAre) {
+  const auto frames = frames_of();
+  for (const int64_t* strides : {kContiguous, kChannelsLast}) {
+    for (const bool shifted : {false, true}) {
+      const auto out = in_every_order([&] {
+        std::vector<uint8_t> result(kOut);
+        EXPECT_LAUNCHED(stack(Dtype::kUInt8, frames, strides, kIndex,
+                              shifted ? kShifts.data() : nullptr, result.data()));
+        return result;
+      });
+      const auto expected = expected_of(frames, strides, shifted, 1);
+      for (int64_t i = 0; i < kOut; ++i) ASSERT_EQ(out[i], expected[i]) << "at " << i;
+    }
+  }
+}
+
+template <class T>
+class CudaFrameStackFloating : public ::testing::Test {};
+TYPED_TEST_SUITE(CudaFrameStackFloating, FloatingTypes);
+
+TYPED_TEST(CudaFrameStackFloating, PixelsOver255RoundedOnce) {
+  const auto frames = frames_of();
+  const auto out = in_every_order([&] {
+    auto result = unwritten<TypeParam>(kOut);
+    EXPECT_LAUNCHED(stack(Element<TypeParam>::kDtype, frames, kContiguous, kIndex, kShifts.data(),
+                          result.data()));
+    return result;
+  });
+  const auto expected = expected_of(frames, kContiguous, true, 255);
+  for (int64_t i = 0; i < kOut; ++i) {
+    const double rounded = Element<TypeParam>::read(Element<TypeParam>::write(expected[i]));
+    ASSERT_EQ(Element<TypeParam>::read(out[i]), rounded) << "at " << i;
+  }
+}
+
+TEST(CudaFrameStackValues, AnIndexOrShiftOutOfRangeStopsTheKernel) {
+  const auto frames = frames_of();
+  std::vector<uint8_t> out(kOut);
+  for (const int64_t bad : {int64_t{-1}, N, std::numeric_limits<int64_t>::max()}) {
+    std::vector<int64_t> index = kIndex;
+    index.back() = bad;
+    EXPECT_EQ(cudaErrorAssert,
+              stack(Dtype::kUInt8, frames, kContiguous, index, nullptr, out.data()));
+    EXPECT_NE(emulation::last_failure().find("index should be in [0, N)"), std::string::npos);
+  }
+  std::vector<int64_t> shifts = kShifts;
+  shifts.back() = kPad + 1;
+  EXPECT_EQ(cudaErrorAssert,
+            stack(Dtype::kUInt8, frames, kContiguous, kIndex, shifts.data(), out.data()));
+}
+
+TEST(CudaFrameStackValues, NoSamples) {
+  ASSERT_LAUNCHED(stack(Dtype::kUInt8, {}, kContiguous, {}, nullptr, nullptr));
+}
+
+}  // namespace
+}  // namespace crpt::cuda

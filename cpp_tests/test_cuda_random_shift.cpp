@@ -1,0 +1,114 @@
+#include <numeric>
+
+#include "kernels/random_shift.cuh"
+#include "testing.h"
+
+namespace crpt::cuda {
+namespace {
+
+struct Sizes {
+  int64_t batch, planes, height, width, pixel, pad;
+  int64_t elements() const { return batch * planes * height * width * pixel; }
+};
+
+constexpr Sizes kSizes[] = {{1, 1, 1, 1, 1, 2},  {3, 2, 7, 5, 1, 4}, {2, 3, 20, 17, 1, 4},
+                            {4, 1, 6, 9, 3, 2},  {2, 1, 3, 4, 1, 9}, {5, 2, 1, 8, 1, 3},
+                            {3, 1, 12, 1, 2, 1}, {2, 2, 5, 5, 1, 0}};
+
+std::vector<int64_t> shifts_of(const Sizes& size) {
+  std::mt19937 engine(static_cast<unsigned>(size.elements()));
+  std::uniform_int_distribution<int64_t> distribution(-size.pad, size.pad);
+  std::vector<int64_t> shifts(2 * size.batch);
+  for (int64_t& shift : shifts) shift = distribution(engine);
+  shifts[0] = -size.pad;  // the extremes are always there
+  shifts[1] = size.pad;
+  return shifts;
+}
+
+// from[i] is the element that out[i] reads.
+std::vector<int64_t> sources(const Sizes& s, const std::vector<int64_t>& shifts) {
+  std::vector<int64_t> from;
+  for (int64_t b = 0; b < s.batch; ++b) {
+    for (int64_t plane = 0; plane < s.planes; ++plane) {
+      for (int64_t y = 0; y < s.height; ++y) {
+        for (int64_t x = 0; x < s.width; ++x) {
+          const int64_t row = std::clamp<int64_t>(y + shifts[2 * b], 0, s.height - 1);
+          const int64_t column = std::clamp<int64_t>(x + shifts[2 * b + 1], 0, s.width - 1);
+          for (int64_t e = 0; e < s.pixel; ++e) {
+            from.push_back((((b * s.planes + plane) * s.height + row) * s.width + column) * s.pixel + e);
+          }
+        }
+      }
+    }
+  }
+  return from;
+}
+
+template <class T>
+class CudaRandomShift : public ::testing::Test {};
+using Bits = ::testing::Types<uint8_t, uint16_t, uint32_t, uint64_t>;
+TYPED_TEST_SUITE(CudaRandomShift, Bits);
+
+TYPED_TEST(CudaRandomShift, CopiesTheBits) {
+  for (const Sizes& s : kSizes) {
+    std::mt19937_64 engine(1);
+    std::vector<TypeParam> images(s.elements());
+    for (TypeParam& x : images) x = static_cast<TypeParam>(engine());
+    const auto shifts = shifts_of(s);
+    const auto out = in_every_order([&] {
+      std::vector<TypeParam> result(s.elements());
+      EXPECT_LAUNCHED(launch_random_shift(sizeof(TypeParam), images.data(), shifts.data(),
+                                          result.data(), s.batch, s.planes, s.height, s.width,
+                                          s.pixel, s.pad, nullptr));
+      return result;
+    });
+    const auto from = sources(s, shifts);
+    for (int64_t i = 0; i < s.elements(); ++i) ASSERT_EQ(out[i], images[from[i]]) << "at " << i;
+  }
+}
+
+template <class T>
+class CudaRandomShiftBackward : public ::testing::Test {};
+TYPED_TEST_SUITE(CudaRandomShiftBackward, FloatingTypes);
+
+TYPED_TEST(CudaRandomShiftBackward, ReturnsEveryGradientToItsSource) {
+  using T = TypeParam;
+  for (const Sizes& s : kSizes) {
+    if (s.pixel != 1) continue;
+    const auto grad = write_all<T>(normal(s.elements(), 1, 4));
+    const auto shifts = shifts_of(s);
+    const auto from = sources(s, shifts);
+    std::vector<double> expected(s.elements());
+    for (int64_t i = 0; i < s.elements(); ++i) expected[from[i]] += Element<T>::read(grad[i]);
+    const auto out = in_every_order([&] {
+      auto result = unwritten<T>(s.elements());
+      EXPECT_LAUNCHED(launch_random_shift_backward(Element<T>::kDtype, grad.data(), shifts.data(),
+                                                   result.data(), s.batch, s.planes, s.height,
+                                                   s.width, s.pad, nullptr));
+      return result;
+    });
+    expect_near(out, expected, tolerance<T>(20), 20 * Element<compute_t<T>>::kEpsilon);
+  }
+}
+
+TEST(CudaRandomShiftValues, AShiftOutOfRangeStopsTheKernel) {
+  const std::vector<float> images(4);
+  std::vector<float> out(4);
+  for (const std::vector<int64_t>& shifts : {std::vector<int64_t>{3, 0}, {0, -3}}) {
+    EXPECT_EQ(cudaErrorAssert, launch_random_shift(4, images.data(), shifts.data(), out.data(), 1,
+                                                   1, 2, 2, 1, 2, nullptr));
+    EXPECT_NE(emulation::last_failure().find("shifts should be in [-pad, pad]"), std::string::npos);
+    EXPECT_EQ(cudaErrorAssert,
+              launch_random_shift_backward(Dtype::kFloat32, images.data(), shifts.data(),
+                                           out.data(), 1, 1, 2, 2, 2, nullptr));
+  }
+}
+
+TEST(CudaRandomShiftValues, NoImagesAndUnknownSizes) {
+  ASSERT_LAUNCHED(launch_random_shift(4, nullptr, nullptr, nullptr, 0, 3, 5, 5, 1, 4, nullptr));
+  EXPECT_EQ(cudaErrorInvalidValue,
+            launch_random_shift(16, nullptr, nullptr, nullptr, 1, 3, 5, 5, 1, 4, nullptr));
+}
+
+}  // namespace
+}  // namespace crpt::cuda
