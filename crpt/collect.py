@@ -70,7 +70,7 @@ def collect(
                 workers=workers,
                 seed=seed,
                 make_env=make_env,
-                on_progress=lambda counts: [bars.show(*item) for item in counts.items()],
+                on_progress=bars.show,
             )
         else:
             for domain in pending:
@@ -80,7 +80,7 @@ def collect(
                     domain,
                     seed=seed,
                     make_env=make_env,
-                    on_progress=partial(bars.show, domain),
+                    on_progress=partial(bars.show_one, domain),
                 )
     return ReplayBuffer.open(dataset)
 
@@ -135,7 +135,7 @@ class _Bars:
         self._disable = disable
         self._bars: dict[str, tqdm[Any]] = {}
 
-    def show(self, domain: str, count: int) -> None:
+    def show_one(self, domain: str, count: int) -> None:
         bar = self._bars.get(domain)
         if bar is None:
             if count == self._have[domain]:
@@ -153,9 +153,19 @@ class _Bars:
             if count == self._transitions:
                 bar.close()
 
+    def show(self, counts: dict[str, int]) -> None:
+        for domain, count in counts.items():
+            self.show_one(domain, count)
+
     def __enter__(self) -> _Bars:
         return self
 
     def __exit__(self, *exception: object) -> None:
         for bar in self._bars.values():
             bar.close()
+
+
+if __name__ == "__main__":
+    from crpt.commands import run
+
+    run("collect")

@@ -1,8 +1,8 @@
 """Processes that record domains side by side. A domain is recorded by one process at a time.
 
-Killing a worker at any moment is safe: the dataset keeps what was committed, and whoever records the
-domain next goes on from there with the same bytes. So workers are stopped by killing them, and one
-that died or hangs (drivers do, when several processes render on one GPU) is replaced.
+Killing a worker at any moment is safe: the dataset keeps what was committed, and whoever records
+the domain next goes on from there with the same bytes. So workers are stopped by killing them, and
+one that died or hangs (drivers do, when several processes render on one GPU) is replaced.
 """
 
 from __future__ import annotations

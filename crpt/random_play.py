@@ -70,10 +70,11 @@ def _record(
         image_size=config.image_size,
     )
     try:
-        if not isinstance(env.action_space, Box) or not env.action_space.is_bounded():
-            raise TypeError(f"env should have a bounded Box of actions, got {env.action_space}")
+        actions = env.action_space
+        if not isinstance(actions, Box) or not actions.is_bounded():
+            raise TypeError(f"env should have a bounded Box of actions, got {actions}")
         if domain not in buffer.domains:
-            buffer.add_domain(domain, _spec(env, seed))
+            buffer.add_domain(domain, _spec(env, actions, seed))
         with buffer.writer(domain, when_full="grow") as writer:
             if buffer.cursor(domain) == buffer.capacity(domain):
                 # A finished, smaller request: it cut its last episode short.
@@ -81,7 +82,7 @@ def _record(
             episode = len(buffer.episodes(domain))
             while (missing := config.transitions - buffer.num_transitions(domain)) > 0:
                 source = episode_seed(seed, domain, episode)
-                _record_episode(config, writer, env, source, missing, on_progress)
+                _record_episode(config, writer, env, actions, source, missing, on_progress)
                 episode += 1
     finally:
         env.close()
@@ -109,6 +110,7 @@ def _record_episode(
     config: CollectConfig,
     writer: Writer,
     env: gymnasium.Env[Any, Any],
+    space: Box,
     source: np.random.SeedSequence,
     missing: int,
     on_progress: Callable[[int], None],
@@ -116,28 +118,27 @@ def _record_episode(
     limit = min(missing, config.episode_length or missing)
     env_source, action_source = source.spawn(2)
     actions = np.random.default_rng(action_source)
-    low, high = env.action_space.low, env.action_space.high
     frame, info = env.reset(seed=int(env_source.generate_state(1)[0]))
     writer.begin(frame, _state(info))
     for step in range(1, limit + 1):
-        action = actions.uniform(low, high).astype(np.float32)
+        action = actions.uniform(space.low, space.high).astype(np.float32)
         frame, reward, terminated, truncated, info = env.step(action)
         last = terminated or truncated or step == limit
         discount = info.get("discount", 0.0 if terminated else 1.0)
         if step == missing:
             # Before the last commit, so that arrays without a free slot mean a finished request.
             writer.fit(1)
-        writer.append(frame, action, reward, discount, _state(info), last)
+        writer.append(frame, action, float(reward), discount, _state(info), last)
         on_progress(config.transitions - missing + step)
         if last:
             return
 
 
-def _spec(env: gymnasium.Env[Any, Any], seed: int) -> DomainSpec:
+def _spec(env: gymnasium.Env[Any, Any], actions: Box, seed: int) -> DomainSpec:
     frame, info = env.reset(seed=seed % 2**32)
     return DomainSpec(
         capacity=_FIRST_CAPACITY,
-        action_shape=env.action_space.shape,
+        action_shape=actions.shape,
         state_shape=_state(info).shape,
         frame_shape=frame.shape,
     )

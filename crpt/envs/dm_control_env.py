@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import numpy as np
@@ -29,7 +29,7 @@ class DMControlEnv(gymnasium.Env):
     is a pure function of reset's seed and the actions.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"]}
+    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012, gymnasium's own convention
     render_mode = "rgb_array"
 
     def __init__(
@@ -51,8 +51,6 @@ class DMControlEnv(gymnasium.Env):
         self._prepare_model = prepare_model
         self._model: Any = None
         self._camera: Any = None
-        self._frame: np.ndarray | None = None
-        self._state: np.ndarray | None = None
         self._running = False
         spec = env.action_spec()
         low = np.broadcast_to(spec.minimum, spec.shape).astype(np.float64)
@@ -77,7 +75,7 @@ class DMControlEnv(gymnasium.Env):
             self._seed(seed)
         with quiet_models():
             self._env.reset()
-        self._observe()
+        self._frame, self._state = self._observe()
         self._running = True
         return self._frame, {"discount": 1.0, "state": self._state}
 
@@ -87,7 +85,8 @@ class DMControlEnv(gymnasium.Env):
         control = self._middle + self._half_range * self._checked(action)
         from dm_control.rl.control import PhysicsError
 
-        reward, discount, last, info = 0.0, 1.0, False, {}
+        info: dict[str, Any] = {}
+        reward, discount, last = 0.0, 1.0, False
         try:
             for _ in range(self._action_repeat):
                 time_step = self._env.step(control)
@@ -96,7 +95,7 @@ class DMControlEnv(gymnasium.Env):
                 last = time_step.last()
                 if last:
                     break
-            self._observe()
+            self._frame, self._state = self._observe()
         except PhysicsError as error:
             # Nothing true can be drawn of a simulation that diverged: keep the last sound frame.
             _log.warning("the simulation became unstable and the episode was cut: %s", error)
@@ -108,7 +107,7 @@ class DMControlEnv(gymnasium.Env):
 
     def render(self) -> np.ndarray:
         """The last frame as uint8 [H, W, 3]."""
-        if self._frame is None:
+        if self._model is None:
             raise RuntimeError("there is no frame yet; call reset() before render()")
         return self._frame.transpose(1, 2, 0)
 
@@ -125,7 +124,7 @@ class DMControlEnv(gymnasium.Env):
             raise ValueError(f"action should be in [-1, 1], got {action}")
         return action
 
-    def _observe(self) -> None:
+    def _observe(self) -> tuple[np.ndarray, np.ndarray]:
         # A camera is kept from frame to frame (making one costs up to 1 ms), but not past its
         # model: manipulation tasks compile a new one every episode.
         physics = self._env.physics
@@ -139,8 +138,8 @@ class DMControlEnv(gymnasium.Env):
             global_.offheight = max(global_.offheight, self._image_size)
             self._prepare_model(self._model)
             self._camera = Camera(physics, self._image_size, self._image_size, self._camera_id)
-        self._frame = np.array(self._camera.render().transpose(2, 0, 1), order="C")
-        self._state = np.asarray(physics.get_state(), dtype=np.float64)
+        frame = np.array(self._camera.render().transpose(2, 0, 1), order="C")
+        return frame, np.asarray(physics.get_state(), dtype=np.float64)
 
 
 @contextlib.contextmanager

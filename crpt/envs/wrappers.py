@@ -25,6 +25,7 @@ class FrameStack(gymnasium.ObservationWrapper):
             raise ValueError(f"env should have uint8 [C, H, W] observations, got {space}")
         channels, height, width = space.shape
         self.observation_space = Box(0, 255, (n * channels, height, width), np.uint8)
+        self._n = n
         self._frames: deque[np.ndarray] = deque(maxlen=n)
 
     def reset(self, **kwargs: Any) -> tuple[np.ndarray, dict[str, Any]]:
@@ -32,6 +33,6 @@ class FrameStack(gymnasium.ObservationWrapper):
         return super().reset(**kwargs)
 
     def observation(self, observation: np.ndarray) -> np.ndarray:
-        missing = self._frames.maxlen - len(self._frames)
+        missing = self._n - len(self._frames)
         self._frames.extend([observation] * max(missing, 1))
         return np.concatenate(self._frames)

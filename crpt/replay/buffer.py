@@ -20,7 +20,6 @@ if TYPE_CHECKING:  # a process that only writes does not wait for torch
     import torch
     from torch import Tensor
 
-STACK = 3
 Index = NDArray[np.int64]
 
 
@@ -28,11 +27,11 @@ Index = NDArray[np.int64]
 class Batch:
     """Transitions of one domain."""
 
-    obs: Tensor  # [B, 9, H, W], oldest frame first
+    obs: Tensor  # [B, K*3, H, W], oldest frame first
     action: Tensor  # [B, A], float32
     reward: Tensor  # [B], float32
     discount: Tensor  # [B], float32: 0 where the episode terminated
-    next_obs: Tensor  # [B, 9, H, W]
+    next_obs: Tensor  # [B, K*3, H, W]
 
 
 class ReplayBuffer:
@@ -50,7 +49,7 @@ class ReplayBuffer:
         self.path = path
         self.metadata = dict(metadata)
         self._stores = stores
-        self._transitions: dict[str, tuple[tuple[int, int], Index]] = {}
+        self._transitions: dict[str, tuple[tuple[int, int, int], Index]] = {}
 
     @classmethod
     def create(
@@ -134,27 +133,25 @@ class ReplayBuffer:
     def num_transitions(self, domain: str) -> int:
         return len(self.indices(domain))
 
-    def indices(self, domain: str) -> Index:
-        """The slots of all transitions, oldest first."""
+    def indices(self, domain: str, *, frame_stack: int = 3) -> Index:
+        """The slots of all transitions whose stacks of frames are whole, oldest first."""
         store = self._store(domain)
-        window = store.window()
+        key = (*store.window(), frame_stack)
         cached = self._transitions.get(domain)
-        if cached is None or cached[0] != window:
-            steps = np.arange(self._oldest(store) + 1, window[1])
+        if cached is None or cached[0] != key:
+            steps = np.arange(_oldest(store, frame_stack) + 1, key[1])
             slots = steps % store.capacity
-            cached = (window, slots[~store.arrays["is_first"][slots]])
+            cached = (key, slots[~store.arrays["is_first"][slots]])
             self._transitions[domain] = cached
         return cached[1]
 
-    def episodes(self, domain: str) -> list[Index]:
+    def episodes(self, domain: str, *, frame_stack: int = 3) -> list[Index]:
         """The slots of each episode, oldest first, the last one perhaps still open.
 
         Of an episode that is partly overwritten, the slots whose stack of frames is still whole.
         """
         store = self._store(domain)
-        slots = np.arange(self._oldest(store), store.window()[1]) % store.capacity
-        if len(slots) == 0:
-            return []
+        slots = np.arange(_oldest(store, frame_stack), store.window()[1]) % store.capacity
         starts = np.flatnonzero(store.arrays["is_first"][slots])
         return [part for part in np.split(slots, starts) if len(part)]
 
@@ -163,6 +160,7 @@ class ReplayBuffer:
         domain: str,
         batch_size: int,
         *,
+        frame_stack: int = 3,
         pad: int = 4,
         dtype: torch.dtype | None = None,
         device: torch.device | str = "cpu",
@@ -173,6 +171,7 @@ class ReplayBuffer:
         Args:
             domain: the ring to draw from.
             batch_size: B, at least 1.
+            frame_stack: K, frames in an observation.
             pad: largest shift in pixels; 0: none.
             dtype: of obs and next_obs; none: uint8. Floating types are scaled to [0, 1].
             device: where the batch goes.
@@ -182,77 +181,124 @@ class ReplayBuffer:
 
         if batch_size < 1:
             raise ValueError(f"batch_size should be at least 1, got {batch_size}")
-        if pad < 0:
-            raise ValueError(f"pad should be at least 0, got {pad}")
-        if generator is not None and generator.device.type != "cpu":
-            raise ValueError(f"generator should be on the cpu, got {generator.device}")
-        valid = self.indices(domain)
+        _check_generator(generator)
+        valid = self.indices(domain, frame_stack=frame_stack)
         if len(valid) == 0:
             raise ValueError(f"{domain} has no transitions to sample from")
         chosen = valid[torch.randint(len(valid), (batch_size,), generator=generator).numpy()]
-        shifts: list[Tensor | None] = [None, None]
-        if pad > 0:
-            both = torch.randint(-pad, pad + 1, (2, batch_size, 2), generator=generator)
-            shifts = [both[0], both[1]]
+        return self.gather(
+            domain,
+            chosen,
+            frame_stack=frame_stack,
+            pad=pad,
+            dtype=dtype,
+            device=device,
+            generator=generator,
+        )
+
+    def gather(
+        self,
+        domain: str,
+        slots: Index,
+        *,
+        frame_stack: int = 3,
+        pad: int = 4,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str = "cpu",
+        generator: torch.Generator | None = None,
+    ) -> Batch:
+        """The transitions of the given slots, which are some of `indices`; otherwise like `sample`."""
+        import torch
+
+        if pad < 0:
+            raise ValueError(f"pad should be at least 0, got {pad}")
+        _check_generator(generator)
         store = self._store(domain)
-        before = (chosen - 1) % store.capacity
-        images = [
-            self._stacks(store, slots, shift, pad, dtype, device)
-            for slots, shift in ((before, shifts[0]), (chosen, shifts[1]))
-        ]
+        slots = _check_slots(store, slots)
+        shifts: tuple[Tensor | None, Tensor | None] = (None, None)
+        if pad > 0:
+            both = torch.randint(-pad, pad + 1, (2, len(slots), 2), generator=generator)
+            shifts = (both[0], both[1])
+        before = (slots - 1) % store.capacity
+        obs, next_obs = (
+            _stacks(store, ends, frame_stack, shift, pad, dtype).to(device)
+            for ends, shift in ((before, shifts[0]), (slots, shifts[1]))
+        )
         action, reward, discount = (
-            torch.from_numpy(store.arrays[name][chosen]).to(device)
+            torch.from_numpy(store.arrays[name][slots]).to(device)
             for name in ("actions", "rewards", "discounts")
         )
-        return Batch(images[0], action, reward, discount, images[1])
+        return Batch(obs, action, reward, discount, next_obs)
 
     def observations(
         self,
         domain: str,
         slots: Index,
         *,
+        frame_stack: int = 3,
         dtype: torch.dtype | None = None,
         device: torch.device | str = "cpu",
     ) -> Tensor:
-        """The stacks that end in given slots of `episodes`, not shifted: [N] -> [N, 9, H, W]."""
-        return self._stacks(self._store(domain), np.asarray(slots), None, 0, dtype, device)
+        """The stacks that end in given slots of `episodes`, not shifted: [N] -> [N, K*3, H, W]."""
+        store = self._store(domain)
+        slots = _check_slots(store, slots)
+        return _stacks(store, slots, frame_stack, None, 0, dtype).to(device)
 
     def _store(self, domain: str) -> Store:
         if domain not in self._stores:
             raise ValueError(f"domain should be one of {list(self._stores)}, got {domain!r}")
         return self._stores[domain]
 
-    @staticmethod
-    def _oldest(store: Store) -> int:
-        """The oldest step whose stack is whole: a first one, or one with STACK - 1 before it."""
-        floor, committed = store.window()
-        for step in range(floor, min(floor + STACK - 1, committed)):
-            if store.arrays["is_first"][step % store.capacity]:
-                return step
-        return min(floor + STACK - 1, committed)
 
-    @staticmethod
-    def _stacks(
-        store: Store,
-        slots: Index,
-        shifts: Tensor | None,
-        pad: int,
-        dtype: torch.dtype | None,
-        device: torch.device | str,
-    ) -> Tensor:
-        import torch
+def _oldest(store: Store, frame_stack: int) -> int:
+    """The oldest step whose stack is whole: a first one, or one with K - 1 before it."""
+    if frame_stack < 1:
+        raise ValueError(f"frame_stack should be at least 1, got {frame_stack}")
+    floor, committed = store.window()
+    whole = min(floor + frame_stack - 1, committed)
+    for step in range(floor, whole):
+        if store.arrays["is_first"][step % store.capacity]:
+            return step
+    return whole
 
-        from crpt.ops.reference import frame_stack
 
-        index = np.empty((len(slots), STACK), np.int64)
-        index[:, -1] = slots
-        for k in range(STACK - 2, -1, -1):
-            newer = index[:, k + 1]
-            is_first = store.arrays["is_first"][newer]
-            index[:, k] = np.where(is_first, newer, (newer - 1) % store.capacity)
-        with warnings.catch_warnings():
-            # The frames are mapped read-only, and only read.
-            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-            frames = torch.from_numpy(np.asarray(store.arrays["frames"]))
-        stacked = frame_stack(frames, torch.from_numpy(index), shifts, pad, dtype or torch.uint8)
-        return stacked.to(device)
+def _stacks(
+    store: Store,
+    slots: Index,
+    frame_stack: int,
+    shifts: Tensor | None,
+    pad: int,
+    dtype: torch.dtype | None,
+) -> Tensor:
+    import torch
+
+    from crpt.ops import reference
+
+    index = np.empty((len(slots), frame_stack), np.int64)
+    index[:, -1] = slots
+    for k in range(frame_stack - 2, -1, -1):
+        newer = index[:, k + 1]
+        is_first = store.arrays["is_first"][newer]
+        index[:, k] = np.where(is_first, newer, (newer - 1) % store.capacity)
+    with warnings.catch_warnings():
+        # The frames are mapped read-only, and only read.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        frames = torch.from_numpy(np.asarray(store.arrays["frames"]))
+    return reference.frame_stack(frames, torch.from_numpy(index), shifts, pad, dtype or torch.uint8)
+
+
+def _check_slots(store: Store, slots: Index) -> Index:
+    slots = np.asarray(slots)
+    if slots.ndim != 1 or not np.issubdtype(slots.dtype, np.integer):
+        raise TypeError(
+            f"slots should be a vector of ints, got {slots.dtype} of shape {list(slots.shape)}"
+        )
+    kept = min(store.window()[1], store.capacity)
+    if len(slots) and (slots.min() < 0 or slots.max() >= kept):
+        raise ValueError(f"slots should be in [0, {kept}), got {slots.min()} to {slots.max()}")
+    return slots
+
+
+def _check_generator(generator: torch.Generator | None) -> None:
+    if generator is not None and generator.device.type != "cpu":
+        raise ValueError(f"generator should be on the cpu, got {generator.device}")

@@ -60,7 +60,8 @@ class FileStore(Store):
         return floor, committed
 
     def view(self) -> Mapping[str, Array]:
-        self._map()  # another process may have made the files shorter since
+        if self._size() != self._mapped_size:  # another process made the files longer or shorter
+            self._map()
         return super().view()
 
     def resize(self, capacity: int) -> None:
@@ -77,6 +78,9 @@ class FileStore(Store):
             self._lock.close()
             self._lock = None
 
+    def _size(self) -> int:
+        return (self._directory / "is_first.npy").stat().st_size
+
     def _map(self) -> None:
         files = {name: self._directory / f"{name}.npy" for name in self.spec.fields()}
         # Where a resize was cut short the files differ; what was committed is in all of them.
@@ -85,6 +89,7 @@ class FileStore(Store):
             name: self._map_array(files[name], capacity, dtype, shape)
             for name, (dtype, shape) in self.spec.fields().items()
         }
+        self._mapped_size = self._size()
         cursor = self._directory / "cursor"
         if not cursor.is_file() or cursor.stat().st_size != _CURSOR_BYTES:
             raise DatasetCorruptError(f"{cursor} should have {_CURSOR_BYTES} bytes; {_REMEDY}")

@@ -73,9 +73,8 @@ class Writer:
         """Makes a growing domain's arrays end `more` steps after the newest one."""
         if self._when_full != "grow":
             raise RuntimeError("fit() is for writers with when_full=grow")
-        capacity = int(self._store.cursor[COMMITTED]) + more
-        if capacity != self._store.capacity:
-            self._store.resize(capacity)
+        # Also where the capacity is right: a kill may have left some of the files longer.
+        self._store.resize(int(self._store.cursor[COMMITTED]) + more)
 
     def close(self) -> None:
         if not self._closed:

@@ -1,0 +1,673 @@
+"""The replay buffer against a plain list of episodes, against every kind of crash and bad file."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import sys
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from crpt import replay
+from crpt.ops import reference
+from crpt.replay import DomainSpec, ReplayBuffer
+
+SPEC = DomainSpec(capacity=9, action_shape=(2,), state_shape=(1,), frame_shape=(1, 4, 4))
+
+
+def frame(identity: int) -> np.ndarray:
+    return np.full(SPEC.frame_shape, identity, np.uint8)
+
+
+def write_episode(writer: replay.Writer, first: int, length: int, discount: float = 1.0) -> None:
+    """`length` transitions whose frames, rewards and actions count up from `first`."""
+    writer.begin(frame(first), np.array([first]))
+    for n in range(first + 1, first + length + 1):
+        last = n == first + length
+        action = np.array([n, -n])
+        writer.append(frame(n), action, n, discount if last else 1.0, np.array([n]), last)
+
+
+def ids(images: torch.Tensor) -> list[tuple[int, ...]]:
+    """[N, K, 4, 4] of constant frames -> their values."""
+    return [tuple(row) for row in images[:, :, 0, 0].tolist()]
+
+
+@pytest.fixture(params=["memory", "files"])
+def place(request, tmp_path) -> Path | None:
+    return None if request.param == "memory" else tmp_path / "data"
+
+
+# A ring against a list
+
+
+@dataclass
+class Model:
+    """The same ring, the slow way: all steps ever committed, and the oldest one that is still kept."""
+
+    steps: list[tuple[int, bool]] = field(default_factory=list)  # identity, is_first
+    sealed: int = 0
+    floor: int = 0
+
+    def commit(self, identity: int, first: bool, last: bool, capacity: int) -> None:
+        self.steps.append((identity, first))
+        self.floor = max(self.floor, len(self.steps) - capacity)
+        if last:
+            self.sealed = len(self.steps)
+
+    def roll_back(self, step: int) -> None:
+        del self.steps[step:]
+        self.sealed = min(self.sealed, step)
+        self.floor = min(self.floor, step)
+
+    def stack(self, step: int) -> tuple[int, ...] | None:
+        """Identities of the frames of the stack that ends in `step`; none if one was overwritten."""
+        stack = [step]
+        while len(stack) < 3:
+            stack.insert(0, stack[0] if self.steps[stack[0]][1] else stack[0] - 1)
+        return tuple(self.steps[s][0] for s in stack) if min(stack) >= self.floor else None
+
+    def transitions(self) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+        pairs = [
+            (self.stack(step - 1), self.stack(step))
+            for step in range(self.floor + 1, len(self.steps))
+            if not self.steps[step][1]
+        ]
+        return [pair for pair in pairs if None not in pair]
+
+
+class RingMachine(RuleBasedStateMachine):
+    @initialize(capacity=st.integers(1, 12), in_files=st.booleans())
+    def create(self, capacity: int, in_files: bool) -> None:
+        import tempfile
+
+        self.directory = tempfile.mkdtemp() if in_files else None
+        self.path = Path(self.directory) / "data" if self.directory else None
+        self.capacity = capacity
+        spec = DomainSpec(
+            capacity=capacity, action_shape=(2,), state_shape=(1,), frame_shape=SPEC.frame_shape
+        )
+        self.buffer = ReplayBuffer.create(self.path, {"toy": spec})
+        self.writer = self.buffer.writer("toy")
+        self.model = Model()
+        self.next = 0
+        self.open = False
+
+    def _identity(self) -> int:
+        self.next = self.next % 255 + 1
+        return self.next
+
+    @precondition(lambda self: not self.open)
+    @rule()
+    def begin(self) -> None:
+        n = self._identity()
+        self.writer.begin(frame(n), np.array([n]))
+        self.model.commit(n, True, False, self.capacity)
+        self.open = True
+
+    @precondition(lambda self: self.open)
+    @rule(last=st.sampled_from([False, False, False, True]))
+    def append(self, last: bool) -> None:
+        n = self._identity()
+        self.writer.append(frame(n), np.array([n, -n]), n, 0.5, np.array([n]), last)
+        self.model.commit(n, False, last, self.capacity)
+        self.open = not last
+
+    @rule()
+    def another_writer(self) -> None:
+        self.writer.close()
+        self.writer = self.buffer.writer("toy")
+        self.model.roll_back(self.model.sealed)
+        self.open = False
+
+    @rule()
+    def discard_last_episode(self) -> None:
+        self.writer.discard_last_episode()
+        firsts = [
+            step
+            for step in range(self.model.floor, len(self.model.steps))
+            if self.model.steps[step][1]
+        ]
+        self.model.roll_back(firsts[-1] if firsts else self.model.floor)
+        self.open = False
+
+    @precondition(lambda self: self.path is not None)
+    @rule()
+    def reopen(self) -> None:
+        self.writer.close()
+        self.buffer = ReplayBuffer.open(self.path)
+        self.another_writer()
+
+    @invariant()
+    def agrees(self) -> None:
+        expected = self.model.transitions()
+        assert self.buffer.cursor("toy") == len(self.model.steps)
+        slots = self.buffer.indices("toy")
+        assert self.buffer.num_transitions("toy") == len(expected)
+        before = ids(self.buffer.observations("toy", (slots - 1) % self.capacity))
+        after = ids(self.buffer.observations("toy", slots))
+        assert list(zip(before, after, strict=True)) == expected
+        arrays = self.buffer.arrays("toy")
+        newest = [after[-1] for _, after in expected]
+        assert arrays["rewards"][slots].tolist() == newest
+        assert arrays["actions"][slots, 1].tolist() == [-n for n in newest]
+        assert arrays["states"][slots, 0].tolist() == newest
+        assert (arrays["discounts"][slots] == 0.5).all()
+        pairs = [
+            (int(a), int(b))
+            for episode in self.buffer.episodes("toy")
+            for a, b in zip(episode[:-1], episode[1:], strict=True)
+        ]
+        assert pairs == [(int(s - 1) % self.capacity, int(s)) for s in slots]
+        if expected:
+            batch = self.buffer.sample("toy", 16, pad=0)
+            drawn = zip(ids(batch.obs), ids(batch.next_obs), strict=True)
+            assert set(drawn) <= set(expected)
+            assert batch.reward.tolist() == [ids_[-1] for ids_ in ids(batch.next_obs)]
+
+    def teardown(self) -> None:
+        if hasattr(self, "writer"):
+            self.writer.close()
+        if getattr(self, "directory", None):
+            shutil.rmtree(self.directory)
+
+
+TestRing = RingMachine.TestCase
+TestRing.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+
+
+# Sampling
+
+
+def filled(place: Path | None, episodes: int = 4, length: int = 6, **spec) -> ReplayBuffer:
+    spec = {"capacity": 100, "action_shape": (2,), "state_shape": (1,), **spec}
+    buffer = ReplayBuffer.create(place, {"toy": DomainSpec(**{"frame_shape": (1, 4, 4), **spec})})
+    with buffer.writer("toy") as writer:
+        for e in range(episodes):
+            write_episode(writer, 10 * e, length, discount=0.0 if e % 2 else 1.0)
+    return buffer
+
+
+def test_stacks_repeat_the_first_frame_and_never_cross_episodes(place):
+    buffer = filled(place, episodes=2, length=3)
+    obs = ids(buffer.observations("toy", np.concatenate(buffer.episodes("toy"))))
+    assert obs == [
+        (0, 0, 0), (0, 0, 1), (0, 1, 2), (1, 2, 3),
+        (10, 10, 10), (10, 10, 11), (10, 11, 12), (11, 12, 13),
+    ]  # fmt: skip
+
+
+def test_a_batch_has_the_fields_of_its_transitions(place):
+    batch = filled(place).sample("toy", 500, pad=0)
+    newest = torch.tensor([ids_[-1] for ids_ in ids(batch.next_obs)])
+    previous = torch.tensor([ids_[-1] for ids_ in ids(batch.obs)])
+    assert torch.equal(previous + 1, newest)
+    assert torch.equal(batch.reward, newest.float())
+    assert torch.equal(batch.action, torch.stack([newest, -newest], 1).float())
+    terminated = (newest % 10 == 6) & (newest // 10 % 2 == 1)
+    assert torch.equal(batch.discount, (~terminated).float())
+    assert terminated.any()
+    assert not terminated.all()
+
+
+def test_sampling_is_uniform_over_the_transitions():
+    buffer = filled(None, episodes=5, length=4)
+    generator = torch.Generator().manual_seed(0)
+    batch = buffer.sample("toy", 20_000, pad=0, generator=generator)
+    counts = torch.bincount(batch.reward.long())
+    counts = counts[counts > 0].double()
+    assert len(counts) == 20
+    chi_square = ((counts - 1000) ** 2 / 1000).sum().item()
+    assert chi_square < 43.8  # 19 degrees of freedom, 0.1%
+
+
+def test_obs_and_next_obs_are_shifted_apart_from_each_other():
+    spec = {"frame_shape": (3, 12, 12), "state_shape": (0,), "action_shape": (1,)}
+    buffer = ReplayBuffer.create(None, {"toy": DomainSpec(capacity=20, **spec)})
+    noise = np.random.default_rng(0).integers(0, 256, (11, 3, 12, 12), np.uint8)
+    with buffer.writer("toy") as writer:
+        writer.begin(noise[0])
+        for n in range(1, 11):
+            writer.append(noise[n], np.zeros(1), n, 1.0, last=n == 10)
+    batch = buffer.sample("toy", 300, pad=2, generator=torch.Generator().manual_seed(1))
+    slots = batch.reward.long().numpy()
+    offsets = []
+    for shifted, base in ((batch.obs, slots - 1), (batch.next_obs, slots)):
+        plain = buffer.observations("toy", base)
+        found = torch.full((300, 2), 99)
+        for dy in range(-2, 3):
+            for dx in range(-2, 3):
+                by = torch.tensor([[dy, dx]]).expand(300, 2)
+                same = (reference.random_shift(plain, 2, by) == shifted).flatten(1).all(1)
+                found[same] = torch.tensor([dy, dx])
+        assert (found != 99).all(), "a view is no shift of its stack"
+        assert len(torch.unique(found, dim=0)) == 25
+        offsets.append(found)
+    assert 0 < (offsets[0] == offsets[1]).all(1).sum() < 60  # 1 in 25, were they independent
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float16, torch.bfloat16])
+def test_floating_views_are_scaled_to_one(dtype):
+    batch = filled(None).sample("toy", 64, pad=1, dtype=dtype)
+    assert batch.obs.dtype == batch.next_obs.dtype == dtype
+    scale = 1 if dtype == torch.uint8 else 255
+    expected = batch.reward / scale
+    torch.testing.assert_close(batch.next_obs[:, -1, 1, 1].float(), expected, rtol=1e-2, atol=1e-3)
+
+
+def test_the_generator_decides_the_batch(place):
+    buffer = filled(place)
+    one, two, other = (
+        buffer.sample("toy", 32, generator=torch.Generator().manual_seed(seed))
+        for seed in (1, 1, 2)
+    )
+    for name in ("obs", "action", "reward", "discount", "next_obs"):
+        assert torch.equal(getattr(one, name), getattr(two, name))
+    assert not torch.equal(one.reward, other.reward)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 5])
+def test_stacks_of_other_depths(place, depth):
+    buffer = filled(place, capacity=11)  # 28 steps were written: the floor is 17
+    batch = buffer.sample("toy", 200, frame_stack=depth, pad=0)
+    # Step 17 is frame 23; of its episode only 23 to 26 are left, too few for a stack of 5.
+    assert min(min(stack) for stack in ids(batch.obs)) == {1: 23, 2: 23, 5: 30}[depth]
+    for before, after in zip(ids(batch.obs), ids(batch.next_obs), strict=True):
+        start = after[-1] // 10 * 10
+        assert after == tuple(max(start, after[-1] - k) for k in range(depth - 1, -1, -1))
+        assert before == tuple(max(start, after[-1] - 1 - k) for k in range(depth - 1, -1, -1))
+
+
+def test_sampling_says_what_is_wrong():
+    buffer = filled(None)
+    for arguments, message in [
+        (("toy", 0), "batch_size should be at least 1, got 0"),
+        (("toi", 4), r"domain should be one of \['toy'\], got 'toi'"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            buffer.sample(*arguments)
+    with pytest.raises(ValueError, match="pad should be at least 0, got -1"):
+        buffer.sample("toy", 4, pad=-1)
+    with pytest.raises(ValueError, match="frame_stack should be at least 1, got 0"):
+        buffer.sample("toy", 4, frame_stack=0)
+    with pytest.raises(ValueError, match=r"slots should be in \[0, 28\), got 3 to 28"):
+        buffer.gather("toy", np.array([3, 28]))
+    with pytest.raises(TypeError, match="slots should be a vector of ints, got float64"):
+        buffer.observations("toy", np.array([3.0]))
+    with pytest.raises(ValueError, match="toy has no transitions"):
+        ReplayBuffer.create(None, {"toy": SPEC}).sample("toy", 1)
+
+
+def test_reading_a_dataset_on_disk_warns_of_nothing_and_writes_nothing(tmp_path):
+    filled(tmp_path / "data")
+    buffer = ReplayBuffer.open(tmp_path / "data")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        buffer.sample("toy", 8)
+    with pytest.raises(ValueError, match="read-only"):
+        buffer.arrays("toy")["rewards"][0] = 1
+
+
+# Writing
+
+
+def test_the_writer_says_what_is_wrong(place):
+    buffer = ReplayBuffer.create(place, {"toy": SPEC})
+    writer = buffer.writer("toy")
+    ok = {"frame": frame(1), "action": np.zeros(2), "reward": 0.0, "discount": 1.0}
+    ok["state"] = np.zeros(1)
+    with pytest.raises(RuntimeError, match="begin"):
+        writer.append(**ok)
+    writer.begin(frame(0))
+    with pytest.raises(RuntimeError, match="not ended"):
+        writer.begin(frame(0))
+    for change, error, message in [
+        ({"frame": np.zeros((1, 4, 5), np.uint8)}, ValueError, r"\[1, 4, 4\], got \[1, 4, 5\]"),
+        ({"frame": np.zeros((1, 4, 4))}, TypeError, "frame should be a uint8 array, got float64"),
+        ({"action": np.zeros(3)}, ValueError, r"action should be \[2\], got \[3\]"),
+        ({"state": np.zeros(2)}, ValueError, r"state should be \[1\], got \[2\]"),
+        ({"reward": float("nan")}, ValueError, "reward should be finite, got nan"),
+        ({"discount": 1.5}, ValueError, r"discount should be in \[0, 1\], got 1.5"),
+    ]:
+        with pytest.raises(error, match=message):
+            writer.append(**{**ok, **change})
+    assert buffer.cursor("toy") == 1
+    writer.append(**ok, last=True)
+    with pytest.raises(RuntimeError, match="begin"):
+        writer.append(**ok)
+    writer.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        writer.begin(frame(0))
+
+
+def test_one_writer_at_a_time(place):
+    buffer = ReplayBuffer.create(place, {"toy": SPEC, "other": SPEC})
+    with buffer.writer("toy"):
+        with pytest.raises(replay.DatasetLockedError, match="writ"):
+            buffer.writer("toy")
+        buffer.writer("other").close()
+    buffer.writer("toy").close()
+
+
+def test_a_growing_domain_keeps_everything(place):
+    buffer = ReplayBuffer.create(place, {"toy": SPEC})
+    reader = ReplayBuffer.open(place) if place else buffer
+    with buffer.writer("toy", when_full="grow") as writer:
+        for e in range(10):
+            write_episode(writer, 20 * e, 12)
+        assert buffer.num_transitions("toy") == 120
+        assert reader.num_transitions("toy") == 120
+        assert reader.sample("toy", 50).obs.shape == (50, 3, 4, 4)
+        writer.fit(0)
+    assert buffer.capacity("toy") == reader.capacity("toy") == 130
+    assert len(reader.arrays("toy")["rewards"]) == 130
+    if place:
+        on_disk = np.load(place / "toy" / "frames.npy", mmap_mode="r")
+        assert on_disk.shape == (130, 1, 4, 4)
+        assert (place / "toy" / "frames.npy").stat().st_size == 128 + 130 * 16
+
+
+def test_a_ring_that_has_overwritten_steps_cannot_grow(place):
+    buffer = filled(place, capacity=9)
+    with pytest.raises(ValueError, match="when_full should be overwrite"):
+        buffer.writer("toy", when_full="grow")
+    buffer.writer("toy").close()
+
+
+def test_a_dataset_is_plain_numpy_files(tmp_path):
+    buffer = filled(tmp_path / "data", episodes=2, length=3)
+    content = json.loads((tmp_path / "data" / "dataset.json").read_text())
+    assert content["format_version"] == 1
+    assert content["domains"]["toy"]["capacity"] == 100
+    for name, array in buffer.arrays("toy").items():
+        on_disk = np.load(tmp_path / "data" / "toy" / f"{name}.npy", mmap_mode="r")
+        assert on_disk.dtype == array.dtype
+        np.testing.assert_array_equal(on_disk, array)
+    first = [True, False, False, False] * 2
+    last = [False, False, False, True] * 2
+    np.testing.assert_array_equal(np.load(tmp_path / "data/toy/is_first.npy")[:8], first)
+    np.testing.assert_array_equal(np.load(tmp_path / "data/toy/is_last.npy")[:8], last)
+    assert np.load(tmp_path / "data/toy/rewards.npy")[:8].tolist() == [0, 1, 2, 3, 0, 11, 12, 13]
+
+
+def test_metadata_and_geometry_come_back(tmp_path):
+    metadata = {"render": "fast", "seed": 3, "versions": {"mujoco": "3.17.0"}}
+    ReplayBuffer.create(tmp_path / "data", {"toy": SPEC}, metadata)
+    buffer = ReplayBuffer.open(tmp_path / "data")
+    assert buffer.metadata == metadata
+    assert buffer.spec("toy") == SPEC
+    buffer.add_domain("more", SPEC)
+    assert buffer.domains == ("toy", "more")
+    assert set(ReplayBuffer.open(tmp_path / "data").domains) == {"toy", "more"}
+    with pytest.raises(ValueError, match="new one, got more"):
+        buffer.add_domain("more", SPEC)
+
+
+def test_create_replaces_nothing(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "thesis.tex").write_text("x")
+    with pytest.raises(FileExistsError, match="already exists"):
+        ReplayBuffer.create(tmp_path / "data", {"toy": SPEC})
+    assert [p.name for p in tmp_path.rglob("*")] == ["data", "thesis.tex"]
+
+
+@pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden", "dataset.json"])
+def test_a_domain_is_a_directory(tmp_path, name):
+    with pytest.raises(ValueError, match="domain should be"):
+        ReplayBuffer.create(tmp_path / "data", {name: SPEC})
+
+
+def test_geometry_says_what_is_wrong():
+    good = {"capacity": 5, "action_shape": (1,)}
+    for change, error, message in [
+        ({"capacity": 0}, ValueError, "capacity should be at least 1, got 0"),
+        ({"capacity": 1.5}, TypeError, "capacity should be made of ints, got float"),
+        (
+            {"frame_shape": (84, 84)},
+            ValueError,
+            r"frame_shape should be \[C, H, W\], got \[84, 84\]",
+        ),
+        ({"frame_shape": (3, 0, 84)}, ValueError, "frame_shape should be at least 1, got 0"),
+        ({"action_shape": (-1,)}, ValueError, "action_shape should be at least 0, got -1"),
+    ]:
+        with pytest.raises(error, match=message):
+            DomainSpec(**{**good, **change})
+
+
+# Crashes
+
+
+class Crash(BaseException):
+    """Stands for the end of the process."""
+
+
+def crash_at_line(n: int):
+    """A tracer that raises before the n-th line that runs inside crpt.replay."""
+    folder = os.path.dirname(replay.__file__)
+    seen = 0
+
+    def trace(code_frame, event, _):
+        nonlocal seen
+        if not code_frame.f_code.co_filename.startswith(folder):
+            return None
+        if event == "line":
+            seen += 1
+            if seen == n:
+                raise Crash
+        return trace
+
+    return trace
+
+
+def continue_writing(path: Path) -> None:
+    """Writes episodes of 2, 3, ..., 6 transitions into a growing domain; goes on where it was cut."""
+    buffer = ReplayBuffer.open(path)
+    with buffer.writer("toy", when_full="grow") as writer:
+        for e in range(len(buffer.episodes("toy")), 5):
+            write_episode(writer, 20 * e, 2 + e)
+        writer.fit(0)
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(path)): p.read_bytes() for p in path.rglob("*") if p.is_file()}
+
+
+@pytest.fixture
+def small_growth(monkeypatch):
+    from crpt.replay import writer
+
+    monkeypatch.setattr(writer, "_GROWTH", 7)
+
+
+@pytest.mark.usefixtures("small_growth")
+def test_a_crash_at_any_line_loses_at_most_the_episode_it_was_in(tmp_path):
+    spec = DomainSpec(capacity=3, action_shape=(2,), state_shape=(1,), frame_shape=(1, 4, 4))
+    whole = tmp_path / "whole"
+    ReplayBuffer.create(whole, {"toy": spec})
+    continue_writing(whole)
+    assert ReplayBuffer.open(whole).num_transitions("toy") == 20
+    crashes = 0
+    for line in range(1, 100_000, 23):
+        path = tmp_path / "cut"
+        ReplayBuffer.create(path, {"toy": spec})
+        sys.settrace(crash_at_line(line))
+        try:
+            continue_writing(path)
+            crashed = False
+        except Crash:
+            crashed = True
+        finally:
+            sys.settrace(None)
+        episodes = [len(e) for e in ReplayBuffer.open(path).episodes("toy")]
+        assert episodes[:-1] == [3, 4, 5, 6, 7][: max(len(episodes) - 1, 0)]
+        continue_writing(path)
+        assert contents(path) == contents(whole), f"after a crash at line {line}"
+        shutil.rmtree(path)
+        crashes += crashed
+        if not crashed:
+            break
+    assert crashes > 50
+
+
+def test_a_crash_while_a_dataset_is_made_leaves_none_or_a_whole_one(tmp_path):
+    for line in range(1, 100_000, 7):
+        path = tmp_path / str(line) / "data"
+        path.parent.mkdir()
+        sys.settrace(crash_at_line(line))
+        try:
+            ReplayBuffer.create(path, {"toy": SPEC})
+            crashed = False
+        except Crash:
+            crashed = True
+        finally:
+            sys.settrace(None)
+        if path.exists():
+            ReplayBuffer.open(path)
+        else:
+            ReplayBuffer.create(path, {"toy": SPEC})
+        if not crashed:
+            return
+    pytest.fail("create() never ended")
+
+
+def test_the_disk_fills_up_on_the_way(tmp_path, monkeypatch):
+    path = tmp_path / "data"
+    buffer = ReplayBuffer.create(path, {"toy": SPEC})
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with buffer.writer("toy", when_full="grow") as writer:
+        write_episode(writer, 0, 5)
+        monkeypatch.setattr(os, "posix_fallocate", full)
+        with pytest.raises(replay.DatasetFullError, match="make room and run the same command"):
+            write_episode(writer, 10, 5)
+    monkeypatch.undo()
+    buffer = ReplayBuffer.open(path)
+    assert buffer.num_transitions("toy") == 5 + 2
+    with buffer.writer("toy", when_full="grow") as writer:
+        write_episode(writer, 10, 5)
+    assert buffer.arrays("toy")["rewards"][[5, 7, 11]].tolist() == [5, 11, 15]
+
+
+def test_a_file_system_without_fallocate_gets_real_blocks(tmp_path, monkeypatch):
+    def unsupported(*_):
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(os, "posix_fallocate", unsupported)
+    spec = DomainSpec(capacity=100, action_shape=(1,))
+    ReplayBuffer.create(tmp_path / "data", {"toy": spec})
+    stat = (tmp_path / "data" / "toy" / "frames.npy").stat()
+    assert stat.st_blocks * 512 >= stat.st_size == 128 + 100 * 3 * 84 * 84
+
+
+def test_disk_space_is_checked_before_anything_is_made(tmp_path):
+    huge = DomainSpec(capacity=10**12, action_shape=(1,))
+    with pytest.raises(replay.DatasetFullError, match="needs .* of disk, but .* are free"):
+        ReplayBuffer.create(tmp_path / "data", {"toy": huge})
+    assert list(tmp_path.iterdir()) == []
+
+
+# Bad files
+
+
+def shorten(path: Path, name: str, by: int) -> None:
+    os.truncate(path / name, (path / name).stat().st_size - by)
+
+
+def edit(path: Path, key: str, value: object) -> None:
+    file = path / "dataset.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), key: value}))
+
+
+def set_cursor(path: Path, *words: int) -> None:
+    (path / "toy" / "cursor").write_bytes(np.array(words, "<u8").tobytes())
+
+
+BAD = {
+    "newer": (lambda p: edit(p, "format_version", 2), replay.DatasetVersionError, "upgrade crpt"),
+    "older": (
+        lambda p: edit(p, "format_version", 0),
+        replay.DatasetVersionError,
+        "collect it again",
+    ),
+    "version": (
+        lambda p: edit(p, "format_version", "x"),
+        replay.DatasetCorruptError,
+        "format_version",
+    ),
+    "no json": (
+        lambda p: (p / "dataset.json").unlink(),
+        replay.DatasetCorruptError,
+        "not a dataset",
+    ),
+    "cut json": (
+        lambda p: shorten(p, "dataset.json", 9),
+        replay.DatasetCorruptError,
+        "cannot be read",
+    ),
+    "domains": (lambda p: edit(p, "domains", [1]), replay.DatasetCorruptError, "cannot be read"),
+    "escape": (
+        lambda p: edit(p, "domains", {"../x": {"capacity": 1, "action_shape": [1]}}),
+        replay.DatasetCorruptError,
+        "domain should be letters",
+    ),
+    "missing": (
+        lambda p: (p / "toy/frames.npy").unlink(),
+        replay.DatasetCorruptError,
+        "is missing",
+    ),
+    "short": (lambda p: shorten(p, "toy/frames.npy", 1), replay.DatasetCorruptError, "cut short"),
+    "empty": (
+        lambda p: os.truncate(p / "toy/states.npy", 0),
+        replay.DatasetCorruptError,
+        "not a .npy",
+    ),
+    "dtype": (
+        lambda p: np.save(p / "toy/frames.npy", np.zeros((100, 1, 4, 4), np.float32)),
+        replay.DatasetCorruptError,
+        "should hold uint8 .* got float32",
+    ),
+    "shape": (
+        lambda p: np.save(p / "toy/actions.npy", np.zeros((100, 3), np.float32)),
+        replay.DatasetCorruptError,
+        r"\[100, 2\], got float32 of shape \[100, 3\]",
+    ),
+    "order": (
+        lambda p: np.save(
+            p / "toy/frames.npy", np.zeros((100, 1, 4, 4), np.uint8, order="F")[::1].T.T
+        ),
+        replay.DatasetCorruptError,
+        "should hold uint8",
+    ),
+    "pickle": (
+        lambda p: np.save(p / "toy/rewards.npy", np.array([None] * 100)),
+        replay.DatasetCorruptError,
+        "should hold float32",
+    ),
+    "no cursor": (lambda p: (p / "toy/cursor").unlink(), replay.DatasetCorruptError, "24 bytes"),
+    "short cursor": (lambda p: shorten(p, "toy/cursor", 8), replay.DatasetCorruptError, "24 bytes"),
+    "beyond": (lambda p: set_cursor(p, 101, 0, 0), replay.DatasetCorruptError, "does not fit"),
+    "sealed": (lambda p: set_cursor(p, 10, 11, 0), replay.DatasetCorruptError, "does not fit"),
+    "huge": (lambda p: set_cursor(p, 2**63, 0, 0), replay.DatasetCorruptError, "does not fit"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_file_is_named(tmp_path, case):
+    spoil, error, message = BAD[case]
+    path = tmp_path / "data"
+    filled(path)
+    spoil(path)
+    with pytest.raises(error, match=message):
+        ReplayBuffer.open(path)

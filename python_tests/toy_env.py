@@ -1,0 +1,109 @@
+"""A toy environment whose frames say which episode and step they are of, for tests in any process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+import zlib
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.spaces import Box
+
+SIZE = 6
+
+
+class ToyEnv(gymnasium.Env):
+    """frame = (domain, seed, step) in its first bytes; 3 to 15 steps; every second seed terminates."""
+
+    def __init__(self, domain: str, image_size: int = SIZE, delay: float = 0.0) -> None:
+        self.domain = domain
+        self.image_size = image_size
+        self.delay = delay
+        self.observation_space = Box(0, 255, (3, image_size, image_size), np.uint8)
+        self.action_space = Box(-1.0, 1.0, (2,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.seed_, self.step_ = seed, 0
+        return self._frame(), self._info(1.0)
+
+    def step(self, action):
+        time.sleep(self.delay)
+        self.step_ += 1
+        last = self.step_ == 3 + self.seed_ % 13
+        terminated = last and self.seed_ % 2 == 0
+        info = self._info(0.0 if terminated else 1.0)
+        return self._frame(), float(action.sum()), terminated, last and not terminated, info
+
+    def _frame(self) -> np.ndarray:
+        identity = np.array([zlib.crc32(self.domain.encode()), self.seed_, self.step_], "<u4")
+        frame = np.zeros((3, self.image_size, self.image_size), np.uint8)
+        frame.reshape(-1)[:12] = identity.view(np.uint8)
+        return frame
+
+    def _info(self, discount: float) -> dict[str, Any]:
+        return {"discount": discount, "state": np.array([self.seed_, self.step_], np.float64)}
+
+
+def identity(frame: np.ndarray) -> tuple[int, int, int]:
+    """(crc32 of the domain, seed, step) of a toy frame."""
+    return tuple(int(x) for x in np.ascontiguousarray(frame).reshape(-1)[:12].view("<u4"))
+
+
+def make(domain: str, *, render: str, action_repeat: int, image_size: int) -> gymnasium.Env:
+    """A toy by name: `slow*` takes 2 ms a step, the others as fast as they can."""
+    return ToyEnv(domain, image_size, delay=0.002 if domain.startswith("slow") else 0.0)
+
+
+class _FailsInStep(ToyEnv):
+    def step(self, action):
+        raise KeyError("the arm fell off")
+
+
+def make_failing(domain: str, **settings: Any) -> gymnasium.Env:
+    """The domain `broken` raises in its first step."""
+    return _FailsInStep(domain) if domain == "broken" else make(domain, **settings)
+
+
+class _EndsOnce(ToyEnv):
+    """Ends or hangs its process in its 20th step, unless the file named by TOY_MARK says it did."""
+
+    steps = 0
+
+    def step(self, action):
+        self.steps += 1
+        mark = Path(os.environ["TOY_MARK"])
+        if self.steps == 20 and (self.domain.endswith("always") or not mark.exists()):
+            mark.touch()
+            if self.domain.startswith("hangs"):
+                time.sleep(600)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().step(action)
+
+
+def make_ending(domain: str, **settings: Any) -> gymnasium.Env:
+    """`dies*` and `hangs*` do so in their 20th step, once; `dies_always` every time."""
+    if domain.startswith(("dies", "hangs")):
+        return _EndsOnce(domain)
+    return make(domain, **settings)
+
+
+def make_where_torch_is_not(domain: str, **settings: Any) -> gymnasium.Env:
+    if "torch" in sys.modules:
+        raise AssertionError("a process that only records waited for torch")
+    return make(domain, **settings)
+
+
+def make_without_gl(domain: str, **settings: Any) -> gymnasium.Env:
+    from crpt.envs import rendering
+
+    rendering._load = lambda names: None
+    os.environ.pop("MUJOCO_GL", None)
+    os.environ.pop("PYOPENGL_PLATFORM", None)
+    rendering.select_backend()
+    raise AssertionError("select_backend() should have raised")
