@@ -1,4 +1,4 @@
-"""A toy environment whose frames say which episode and step they are of, for tests in any process."""
+"""Environments for tests, importable from any process: their frames say what they are of."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SIZE = 6
 
 
 class ToyEnv(gymnasium.Env):
-    """frame = (domain, seed, step) in its first bytes; 3 to 15 steps; every second seed terminates."""
+    """frame = (domain, seed, step) in its first bytes; 3 to 15 steps; even seeds terminate."""
 
     def __init__(self, domain: str, image_size: int = SIZE, delay: float = 0.0) -> None:
         self.domain = domain

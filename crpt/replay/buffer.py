@@ -207,7 +207,7 @@ class ReplayBuffer:
         device: torch.device | str = "cpu",
         generator: torch.Generator | None = None,
     ) -> Batch:
-        """The transitions of the given slots, which are some of `indices`; otherwise like `sample`."""
+        """The transitions of given slots, some of `indices`; otherwise like `sample`."""
         import torch
 
         if pad < 0:
@@ -272,7 +272,7 @@ def _stacks(
 ) -> Tensor:
     import torch
 
-    from crpt.ops import reference
+    from crpt.ops import frame_stack as stack_frames
 
     index = np.empty((len(slots), frame_stack), np.int64)
     index[:, -1] = slots
@@ -284,7 +284,7 @@ def _stacks(
         # The frames are mapped read-only, and only read.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         frames = torch.from_numpy(np.asarray(store.arrays["frames"]))
-    return reference.frame_stack(frames, torch.from_numpy(index), shifts, pad, dtype or torch.uint8)
+    return stack_frames(frames, torch.from_numpy(index), shifts, pad, dtype or torch.uint8)
 
 
 def _check_slots(store: Store, slots: Index) -> Index:

@@ -1,0 +1,248 @@
+"""Datasets on disk: every kind of crash, a full disk and bad files."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import pytest
+from toy_replay import SPEC, filled, write_episode
+
+from crpt import replay
+from crpt.replay import DomainSpec, ReplayBuffer
+
+# Crashes
+
+
+class Crash(BaseException):
+    """Stands for the end of the process."""
+
+
+def crash_at_line(n: int) -> Callable[[FrameType, str, Any], Any]:
+    """A tracer that raises before the n-th line that runs inside crpt.replay."""
+    folder = os.path.dirname(replay.__file__)
+    seen = 0
+
+    def trace(code_frame, event, _):
+        nonlocal seen
+        if not code_frame.f_code.co_filename.startswith(folder):
+            return None
+        if event == "line":
+            seen += 1
+            if seen == n:
+                raise Crash
+        return trace
+
+    return trace
+
+
+def continue_writing(path: Path) -> None:
+    """Writes episodes of 2, 3, ..., 6 transitions; goes on where it was cut."""
+    buffer = ReplayBuffer.open(path)
+    with buffer.writer("toy", when_full="grow") as writer:
+        for e in range(len(buffer.episodes("toy")), 5):
+            write_episode(writer, 20 * e, 2 + e)
+        writer.fit(0)
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(path)): p.read_bytes() for p in path.rglob("*") if p.is_file()}
+
+
+@pytest.fixture
+def small_growth(monkeypatch):
+    from crpt.replay import writer
+
+    monkeypatch.setattr(writer, "_GROWTH", 7)
+
+
+@pytest.mark.usefixtures("small_growth")
+def test_a_crash_at_any_line_loses_at_most_the_episode_it_was_in(tmp_path):
+    spec = DomainSpec(capacity=3, action_shape=(2,), state_shape=(1,), frame_shape=(1, 4, 4))
+    whole = tmp_path / "whole"
+    ReplayBuffer.create(whole, {"toy": spec})
+    continue_writing(whole)
+    assert ReplayBuffer.open(whole).num_transitions("toy") == 20
+    crashes = 0
+    for line in range(1, 100_000, 61):
+        path = tmp_path / "cut"
+        ReplayBuffer.create(path, {"toy": spec})
+        sys.settrace(crash_at_line(line))
+        try:
+            continue_writing(path)
+            crashed = False
+        except Crash:
+            crashed = True
+        finally:
+            sys.settrace(None)
+        episodes = [len(e) for e in ReplayBuffer.open(path).episodes("toy")]
+        assert episodes[:-1] == [3, 4, 5, 6, 7][: max(len(episodes) - 1, 0)]
+        continue_writing(path)
+        assert contents(path) == contents(whole), f"after a crash at line {line}"
+        shutil.rmtree(path)
+        crashes += crashed
+        if not crashed:
+            break
+    assert crashes > 50
+
+
+def test_a_crash_while_a_dataset_is_made_leaves_none_or_a_whole_one(tmp_path):
+    for line in range(1, 100_000, 11):
+        path = tmp_path / str(line) / "data"
+        path.parent.mkdir()
+        sys.settrace(crash_at_line(line))
+        try:
+            ReplayBuffer.create(path, {"toy": SPEC})
+            crashed = False
+        except Crash:
+            crashed = True
+        finally:
+            sys.settrace(None)
+        if path.exists():
+            ReplayBuffer.open(path)
+        else:
+            ReplayBuffer.create(path, {"toy": SPEC})
+        if not crashed:
+            return
+    pytest.fail("create() never ended")
+
+
+def test_the_disk_fills_up_on_the_way(tmp_path, monkeypatch):
+    path = tmp_path / "data"
+    buffer = ReplayBuffer.create(path, {"toy": SPEC})
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with buffer.writer("toy", when_full="grow") as writer:
+        write_episode(writer, 0, 5)
+        monkeypatch.setattr(os, "posix_fallocate", full)
+        with pytest.raises(replay.DatasetFullError, match="make room and run the same command"):
+            write_episode(writer, 10, 5)
+    monkeypatch.undo()
+    buffer = ReplayBuffer.open(path)
+    assert buffer.num_transitions("toy") == 5 + 2
+    with buffer.writer("toy", when_full="grow") as writer:
+        write_episode(writer, 10, 5)
+    assert buffer.arrays("toy")["rewards"][[5, 7, 11]].tolist() == [5, 11, 15]
+
+
+def test_a_file_system_without_fallocate_gets_real_blocks(tmp_path, monkeypatch):
+    def unsupported(*_):
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(os, "posix_fallocate", unsupported)
+    spec = DomainSpec(capacity=100, action_shape=(1,))
+    ReplayBuffer.create(tmp_path / "data", {"toy": spec})
+    stat = (tmp_path / "data" / "toy" / "frames.npy").stat()
+    assert stat.st_blocks * 512 >= stat.st_size == 128 + 100 * 3 * 84 * 84
+
+
+def test_disk_space_is_checked_before_anything_is_made(tmp_path):
+    huge = DomainSpec(capacity=10**12, action_shape=(1,))
+    with pytest.raises(replay.DatasetFullError, match=r"needs .* of disk, but .* are free"):
+        ReplayBuffer.create(tmp_path / "data", {"toy": huge})
+    assert list(tmp_path.iterdir()) == []
+
+
+# Bad files
+
+
+def shorten(path: Path, name: str, by: int) -> None:
+    os.truncate(path / name, (path / name).stat().st_size - by)
+
+
+def edit(path: Path, key: str, value: object) -> None:
+    file = path / "dataset.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), key: value}))
+
+
+def set_cursor(path: Path, *words: int) -> None:
+    (path / "toy" / "cursor").write_bytes(np.array(words, "<u8").tobytes())
+
+
+BAD = {
+    "newer": (lambda p: edit(p, "format_version", 2), replay.DatasetVersionError, "upgrade crpt"),
+    "older": (
+        lambda p: edit(p, "format_version", 0),
+        replay.DatasetVersionError,
+        "collect it again",
+    ),
+    "version": (
+        lambda p: edit(p, "format_version", "x"),
+        replay.DatasetCorruptError,
+        "format_version",
+    ),
+    "no json": (
+        lambda p: (p / "dataset.json").unlink(),
+        replay.DatasetCorruptError,
+        "not a dataset",
+    ),
+    "cut json": (
+        lambda p: shorten(p, "dataset.json", 9),
+        replay.DatasetCorruptError,
+        "cannot be read",
+    ),
+    "domains": (lambda p: edit(p, "domains", [1]), replay.DatasetCorruptError, "cannot be read"),
+    "escape": (
+        lambda p: edit(p, "domains", {"../x": {"capacity": 1, "action_shape": [1]}}),
+        replay.DatasetCorruptError,
+        "domain should be letters",
+    ),
+    "missing": (
+        lambda p: (p / "toy/frames.npy").unlink(),
+        replay.DatasetCorruptError,
+        "is missing",
+    ),
+    "short": (lambda p: shorten(p, "toy/frames.npy", 1), replay.DatasetCorruptError, "cut short"),
+    "empty": (
+        lambda p: os.truncate(p / "toy/states.npy", 0),
+        replay.DatasetCorruptError,
+        "not a .npy",
+    ),
+    "dtype": (
+        lambda p: np.save(p / "toy/frames.npy", np.zeros((100, 1, 4, 4), np.float32)),
+        replay.DatasetCorruptError,
+        "should hold uint8 .* got float32",
+    ),
+    "shape": (
+        lambda p: np.save(p / "toy/actions.npy", np.zeros((100, 3), np.float32)),
+        replay.DatasetCorruptError,
+        r"\[100, 2\], got float32 of shape \[100, 3\]",
+    ),
+    "order": (
+        lambda p: np.save(
+            p / "toy/frames.npy", np.zeros((100, 1, 4, 4), np.uint8, order="F")[::1].T.T
+        ),
+        replay.DatasetCorruptError,
+        "should hold uint8",
+    ),
+    "pickle": (
+        lambda p: np.save(p / "toy/rewards.npy", np.array([None] * 100)),
+        replay.DatasetCorruptError,
+        "should hold float32",
+    ),
+    "no cursor": (lambda p: (p / "toy/cursor").unlink(), replay.DatasetCorruptError, "24 bytes"),
+    "short cursor": (lambda p: shorten(p, "toy/cursor", 8), replay.DatasetCorruptError, "24 bytes"),
+    "beyond": (lambda p: set_cursor(p, 101, 0, 0), replay.DatasetCorruptError, "does not fit"),
+    "sealed": (lambda p: set_cursor(p, 10, 11, 0), replay.DatasetCorruptError, "does not fit"),
+    "huge": (lambda p: set_cursor(p, 2**63, 0, 0), replay.DatasetCorruptError, "does not fit"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_file_is_named(tmp_path, case):
+    spoil, error, message = BAD[case]
+    path = tmp_path / "data"
+    filled(path)
+    spoil(path)
+    with pytest.raises(error, match=message):
+        ReplayBuffer.open(path)
