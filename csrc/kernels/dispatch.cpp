@@ -73,6 +73,16 @@ void* allocate(size_t bytes) {
 
 void release(void* memory) { std::free(memory); }
 
+void run_parallel(int64_t n, int threads, void (*body)(const void*, int64_t), const void* context) {
+#if defined(_OPENMP)
+#pragma omp parallel for num_threads(threads) schedule(static)
+  for (int64_t i = 0; i < n; ++i) body(context, i);
+#else
+  (void)threads;
+  for (int64_t i = 0; i < n; ++i) body(context, i);
+#endif
+}
+
 #if defined(__x86_64__)
 #define CRPT_DISPATCH(Result, name, Args) \
   Result name(const Args& args) {         \

@@ -38,6 +38,11 @@ struct BadValue {
 void* allocate(size_t bytes);
 void release(void* memory);
 
+// body(context, i) for i in [0, n), on `threads` threads; returns when all are done. body must not
+// throw.
+void run_parallel(int64_t n, int threads, void (*body)(const void* context, int64_t i),
+                  const void* context);
+
 }  // namespace crpt
 
 // Declares a kernel at every level, and under its plain name the one that picks. All take one

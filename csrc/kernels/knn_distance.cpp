@@ -1,5 +1,7 @@
 #include "kernels/knn_distance.h"
 
+#include <string.h>
+
 #include "kernels/parallel.h"
 #include "kernels/simd_math.h"
 
@@ -90,6 +92,36 @@ A kth_upper_bound(const A* dots, const A* norms, int64_t count, A tolerance, Sma
   return best.full() ? best.top() : static_cast<A>(__builtin_huge_val());
 }
 
+// Keys whose lower bound of the same quantity does not exceed `limit`. Written so that NaN, which
+// bounds nothing, counts as a candidate.
+template <typename A>
+inline bool is_candidate(A dot, A norm, A tolerance, A limit) {
+  return !(norm * (1 - tolerance) - 2 * dot > limit);
+}
+
+template <typename A>
+inline bool any_candidate(const A* dots, const A* norms, int64_t n, A tolerance, A limit) {
+  int count = 0;
+#pragma omp simd reduction(+ : count)
+  for (int64_t i = 0; i < n; ++i)
+    count += is_candidate(dots[i], norms[i], tolerance, limit) ? 1 : 0;
+  return count > 0;
+}
+
+template <typename A>
+void measure_candidates(const A* query, const A* keys, const A* dots, const A* norms, int64_t count,
+                        int64_t D, A tolerance, A limit, Smallest<A>& best) {
+  for (int64_t begin = 0; begin < count; begin += kBlock) {
+    const int64_t end = begin + kBlock < count ? begin + kBlock : count;
+    if (!any_candidate(dots + begin, norms + begin, end - begin, tolerance, limit)) continue;
+    for (int64_t q = begin; q < end; ++q) {
+      if (is_candidate(dots[q], norms[q], tolerance, limit)) {
+        best.offer(squared_distance(query, keys + q * D, D), q);
+      }
+    }
+  }
+}
+
 template <typename A>
 void typed(const KnnDistanceArgs& args) {
   const int64_t D = args.dim, Q = args.count, k = args.k;
@@ -110,61 +142,52 @@ void typed(const KnnDistanceArgs& args) {
       Smallest<A> rough(values, indices, k), exact(values + k, indices + k, k);
       const A query_error = 2 * tolerance * squared_norm(query, D);
       const A limit = kth_upper_bound(dots, norms.get(), Q, tolerance, rough) + query_error;
-      for (int64_t begin = 0; begin < Q; begin += kBlock) {
-        const int64_t end = begin + kBlock < Q ? begin + kBlock : Q;
-        int candidates = 0;
-#pragma omp simd reduction(+ : candidates)
-        for (int64_t q = begin; q < end; ++q) {
-          candidates += norms.get()[q] * (1 - tolerance) - 2 * dots[q] > limit ? 0 : 1;
-        }
-        if (candidates == 0) continue;
-        for (int64_t q = begin; q < end; ++q) {
-          // Written so that NaN, which bounds nothing, counts as a candidate.
-          if (!(norms.get()[q] * (1 - tolerance) - 2 * dots[q] > limit)) {
-            exact.offer(squared_distance(query, keys + q * D, D), q);
-          }
-        }
-      }
+      measure_candidates(query, keys, dots, norms.get(), Q, D, tolerance, limit, exact);
       static_cast<A*>(args.distance)[b] = sqrt_of(exact.top());
       args.index[b] = exact.top_index();
     }
   });
 }
 
+// sum += factor (x - y)
+template <typename A>
+inline void add_difference(A factor, const A* x, const A* y, A* sum, int64_t D) {
+#pragma omp simd
+  for (int64_t d = 0; d < D; ++d) sum[d] += factor * (x[d] - y[d]);
+}
+
+template <typename A>
+inline A per_distance(A grad, A distance) {
+  return distance == 0 ? A(0) : grad / distance;
+}
+
 template <typename A>
 void backward(const KnnDistanceBackwardArgs& args) {
-  const int64_t D = args.dim;
+  const int64_t D = args.dim, Q = args.count;
+  const A* grad = static_cast<const A*>(args.grad);
+  const A* distance = static_cast<const A*>(args.distance);
   const A* queries = static_cast<const A*>(args.queries);
   const A* keys = static_cast<const A*>(args.keys);
-  const auto factor = [&](int64_t b) {
-    const A distance = static_cast<const A*>(args.distance)[b];
-    return distance == 0 ? A(0) : static_cast<const A*>(args.grad)[b] / distance;
-  };
   if (args.grad_queries != nullptr) {
+    A* out = static_cast<A*>(args.grad_queries);
     parallel_for(args.batch, team_size(args.threads, args.batch * D), [&](int64_t b) {
-      const A* query = queries + b * D;
-      const A* key = keys + args.index[b] * D;
-      A* grad = static_cast<A*>(args.grad_queries) + b * D;
-      const A f = factor(b);
-#pragma omp simd
-      for (int64_t d = 0; d < D; ++d) grad[d] = f * (query[d] - key[d]);
+      memset(out + b * D, 0, sizeof(A) * static_cast<size_t>(D));
+      add_difference(per_distance(grad[b], distance[b]), queries + b * D, keys + args.index[b] * D,
+                     out + b * D, D);
     });
   }
   if (args.grad_keys != nullptr) {
     // Each worker owns a range of keys and adds to it in the order of the queries.
-    const int64_t Q = args.count;
+    A* out = static_cast<A*>(args.grad_keys);
     const int team = team_size(args.threads, (args.batch + Q) * D);
     parallel_for(team, team, [&](int64_t worker) {
       const int64_t first = worker * Q / team, last = (worker + 1) * Q / team;
-      A* grad_keys = static_cast<A*>(args.grad_keys);
-      for (int64_t i = first * D; i < last * D; ++i) grad_keys[i] = 0;
+      memset(out + first * D, 0, sizeof(A) * static_cast<size_t>((last - first) * D));
       for (int64_t b = 0; b < args.batch; ++b) {
         const int64_t q = args.index[b];
         if (q < first || q >= last) continue;
-        const A f = factor(b);
-#pragma omp simd
-        for (int64_t d = 0; d < D; ++d)
-          grad_keys[q * D + d] += f * (keys[q * D + d] - queries[b * D + d]);
+        add_difference(per_distance(grad[b], distance[b]), keys + q * D, queries + b * D,
+                       out + q * D, D);
       }
     });
   }

@@ -1,4 +1,7 @@
 // Loops over threads, and scratch memory, for one instruction-set level.
+//
+// Hot loops belong in plain functions of pointers and numbers that the bodies below call: GCC reads
+// what a lambda captured from memory in every step, and does not vectorise then.
 #pragma once
 
 #include <cstdint>
@@ -15,26 +18,40 @@ inline int team_size(int threads, int64_t work) {
   return static_cast<int>(useful < 1 ? 1 : useful < threads ? useful : threads);
 }
 
-// body(i) for i in [0, n). Results must not depend on who runs which i.
+// body(i) for i in [0, n). Results must not depend on who runs which i; body must not throw.
 template <typename Body>
 inline void parallel_for(int64_t n, int threads, const Body& body) {
   if (threads <= 1 || n <= 1) {
     for (int64_t i = 0; i < n; ++i) body(i);
     return;
   }
-#pragma omp parallel for num_threads(threads) schedule(static)
-  for (int64_t i = 0; i < n; ++i) body(i);
+  run_parallel(
+      n, threads, [](const void* context, int64_t i) { (*static_cast<const Body*>(context))(i); },
+      &body);
 }
 
 // Sums over many rows are taken chunk by chunk, then over the chunks in order, so that they do not
 // depend on the number of threads. Chunks depend on the number of rows only.
 struct Chunks {
   int64_t rows, size, count;
-  explicit Chunks(int64_t n)
-      : rows(n), size(n > 64 * 16 ? (n + 63) / 64 : 16), count((n + size - 1) / size) {}
+  explicit Chunks(int64_t n) : rows(n), size(n > 1024 ? 64 : 16), count((n + size - 1) / size) {}
   int64_t begin(int64_t chunk) const { return chunk * size; }
   int64_t end(int64_t chunk) const { return (chunk + 1) * size < rows ? (chunk + 1) * size : rows; }
 };
+
+// Long sums are taken in blocks of this many elements, and these added up in double: a float that
+// has grown large would lose most of what small terms add to it.
+constexpr int64_t kSumBlock = 256;
+
+// Sum of sum_block(begin, n) over the blocks of [0, count).
+template <typename SumBlock>
+inline double blocked_sum(int64_t count, const SumBlock& sum_block) {
+  double total = 0;
+  for (int64_t begin = 0; begin < count; begin += kSumBlock) {
+    total += sum_block(begin, count - begin < kSumBlock ? count - begin : kSumBlock);
+  }
+  return total;
+}
 
 template <typename T>
 class Scratch {

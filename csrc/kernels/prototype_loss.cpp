@@ -6,39 +6,97 @@
 namespace crpt::CRPT_ISA {
 namespace {
 
+template <typename T, typename A>
+inline A largest(const T* x, int64_t n) {
+  A high = -__builtin_huge_val();
+#pragma omp simd reduction(max : high)
+  for (int64_t i = 0; i < n; ++i) high = widen(x[i]) > high ? widen(x[i]) : high;
+  return high;
+}
+
+template <typename A>
+struct RowLoss {
+  double loss;
+  A logsumexp;
+};
+
+struct RowSums {
+  double exp = 0, weighted = 0, mass = 0;  // sums over m of exp(x), q x and q
+};
+
+template <typename T, typename A>
+inline void add_block(const T* scores, const T* codes, int64_t n, A high, A inverse,
+                      RowSums& total) {
+  A exp = 0, weighted = 0, mass = 0;
+#pragma omp simd reduction(+ : exp, weighted, mass)
+  for (int64_t i = 0; i < n; ++i) {
+    const A x = (widen(scores[i]) - high) * inverse, q = widen(codes[i]);
+    exp += exp_of(x);
+    weighted += q * x;
+    mass += q;
+  }
+  total.exp += exp;
+  total.weighted += weighted;
+  total.mass += mass;
+}
+
+// Relative to the row's maximum, so that scores with a large common offset lose nothing.
+template <typename T, typename A>
+inline RowLoss<A> row_loss(const T* scores, const T* codes, int64_t M, A inverse) {
+  const A high = largest<T, A>(scores, M);
+  RowSums sums;
+  for (int64_t m = 0; m < M; m += kSumBlock) {
+    add_block(scores + m, codes + m, M - m < kSumBlock ? M - m : kSumBlock, high, inverse, sums);
+  }
+  const double log_sum = log_of(sums.exp);
+  return {log_sum * sums.mass - sums.weighted, static_cast<A>(high * inverse + log_sum)};
+}
+
+template <typename T, typename A>
+inline A sum_of(const T* x, int64_t n) {
+  A sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < n; ++i) sum += widen(x[i]);
+  return sum;
+}
+
+template <typename T, typename A>
+inline void row_grad_scores(const T* scores, const T* codes, int64_t M, A inverse, A logsumexp,
+                            A factor, T* grad) {
+  const A mass = static_cast<A>(
+      blocked_sum(M, [&](int64_t m, int64_t n) { return sum_of<T, A>(codes + m, n); }));
+#pragma omp simd
+  for (int64_t m = 0; m < M; ++m) {
+    const A p = exp_of(widen(scores[m]) * inverse - logsumexp);
+    narrow((p * mass - widen(codes[m])) * factor, &grad[m]);
+  }
+}
+
+template <typename T, typename A>
+inline void row_grad_codes(const T* scores, int64_t M, A inverse, A logsumexp, A factor, T* grad) {
+#pragma omp simd
+  for (int64_t m = 0; m < M; ++m) {
+    narrow((logsumexp - widen(scores[m]) * inverse) * factor, &grad[m]);
+  }
+}
+
 template <typename T>
 void forward(const PrototypeLossArgs& args) {
   using A = Compute<T>;
   const int64_t M = args.prototypes, rows = args.problems * args.samples;
   const A inverse = A(1) / static_cast<A>(args.temperature);
-  const Scratch<double> row_loss(rows);
+  const Scratch<double> losses(rows);
   parallel_for(rows, team_size(args.threads, rows * M), [&](int64_t b) {
-    const T* scores = static_cast<const T*>(args.scores) + b * M;
-    const T* codes = static_cast<const T*>(args.codes) + b * M;
-    A high = -__builtin_huge_val();
-#pragma omp simd reduction(max : high)
-    for (int64_t m = 0; m < M; ++m) {
-      const A x = widen(scores[m]);
-      high = x > high ? x : high;
-    }
-    // Relative to the row's maximum: the loss of scores with a large common offset stays exact.
-    A sum = 0, weighted = 0, mass = 0;
-#pragma omp simd reduction(+ : sum, weighted, mass)
-    for (int64_t m = 0; m < M; ++m) {
-      const A x = (widen(scores[m]) - high) * inverse, q = widen(codes[m]);
-      sum += exp_of(x);
-      weighted += q * x;
-      mass += q;
-    }
-    const A log_sum = log_of(sum);
-    static_cast<A*>(args.logsumexp)[b] = high * inverse + log_sum;
-    row_loss.get()[b] = static_cast<double>(log_sum) * mass - weighted;
+    const RowLoss<A> row = row_loss(static_cast<const T*>(args.scores) + b * M,
+                                    static_cast<const T*>(args.codes) + b * M, M, inverse);
+    losses.get()[b] = row.loss;
+    static_cast<A*>(args.logsumexp)[b] = row.logsumexp;
   });
   for (int64_t i = 0; i < args.problems; ++i) {
     double total = 0;
-    for (int64_t b = 0; b < args.samples; ++b) total += row_loss.get()[i * args.samples + b];
-    narrow(static_cast<A>(total / static_cast<double>(args.samples)),
-           static_cast<T*>(args.loss) + i);
+    for (int64_t b = 0; b < args.samples; ++b) total += losses.get()[i * args.samples + b];
+    const A mean = static_cast<A>(total / static_cast<double>(args.samples));
+    narrow(mean, static_cast<T*>(args.loss) + i);
   }
 }
 
@@ -49,25 +107,15 @@ void backward(const PrototypeLossBackwardArgs& args) {
   const A inverse = A(1) / static_cast<A>(args.temperature);
   parallel_for(rows, team_size(args.threads, rows * M), [&](int64_t b) {
     const T* scores = static_cast<const T*>(args.scores) + b * M;
-    T* grad_input = static_cast<T*>(args.grad_input) + b * M;
+    T* grad_row = static_cast<T*>(args.grad_input) + b * M;
     const A logsumexp = static_cast<const A*>(args.logsumexp)[b];
     const A grad =
         widen(static_cast<const T*>(args.grad)[b / args.samples]) / static_cast<A>(args.samples);
     if (args.codes == nullptr) {
-#pragma omp simd
-      for (int64_t m = 0; m < M; ++m)
-        narrow((logsumexp - widen(scores[m]) * inverse) * grad, &grad_input[m]);
-      return;
-    }
-    const T* codes = static_cast<const T*>(args.codes) + b * M;
-    A mass = 0;
-#pragma omp simd reduction(+ : mass)
-    for (int64_t m = 0; m < M; ++m) mass += widen(codes[m]);
-    const A factor = grad * inverse;
-#pragma omp simd
-    for (int64_t m = 0; m < M; ++m) {
-      const A p = exp_of(widen(scores[m]) * inverse - logsumexp);
-      narrow((p * mass - widen(codes[m])) * factor, &grad_input[m]);
+      row_grad_codes(scores, M, inverse, logsumexp, grad, grad_row);
+    } else {
+      const T* codes = static_cast<const T*>(args.codes) + b * M;
+      row_grad_scores(scores, codes, M, inverse, logsumexp, grad * inverse, grad_row);
     }
   });
 }

@@ -40,6 +40,12 @@ inline void fold_row(const A* grad, A* sum, int64_t W, int64_t dx, const Segment
   for (int64_t x = columns.right; x < W; ++x) sum[W - 1] += grad[x];
 }
 
+template <typename T, typename A>
+inline void write_row(const A* sum, T* out, int64_t W) {
+#pragma omp simd
+  for (int64_t x = 0; x < W; ++x) narrow(sum[x], &out[x]);
+}
+
 template <typename T>
 void backward(const RandomShiftBackwardArgs& args) {
   using A = Compute<T>;
@@ -63,8 +69,7 @@ void backward(const RandomShiftBackwardArgs& args) {
         for (int64_t row = first; row < last; ++row) {
           fold_row(load_row(grad + row * W, W, converted), sum, W, dx, columns);
         }
-#pragma omp simd
-        for (int64_t x = 0; x < W; ++x) narrow(sum[x], &grad_image[y * W + x]);
+        write_row(sum, grad_image + y * W, W);
       }
     }
   });

@@ -1,7 +1,6 @@
 #include "kernels/sinkhorn.h"
 
-#include "kernels/parallel.h"
-#include "kernels/simd_math.h"
+#include "kernels/sinkhorn_rows.h"
 
 namespace crpt::CRPT_ISA {
 namespace {
@@ -9,80 +8,53 @@ namespace {
 // Wider scores than this (in units of the temperature) are iterated on in log space. exp(-40) is
 // far above the smallest float, and the scaling factors stay within exp(40) of each other.
 constexpr double kFastRange = 40.0;
-// The cut-off of the log kernel: far below what exp can represent, and finite.
-constexpr double kLowestLogKernel = -1e30;
-
 template <typename T>
 struct Problem {
   using A = Compute<T>;
-  const T* scores;  // [B, M]
-  T* codes;         // [B, M]
-  A* kernel;        // [B, M]; the codes themselves where T is A
-  A* partial;       // [chunks, M]
-  A* column;        // [M]
-  A* shift;         // [M]
+  const T* scores;   // [B, M]
+  T* codes;          // [B, M]
+  A* kernel;         // [B, M]; the codes themselves where T is A
+  A* partial;        // [chunks, M]
+  A* column;         // [M]
+  A* peak;           // [M]
+  Range<A>* ranges;  // [chunks]
   int64_t B, M;
   A temperature;
   int64_t iterations;
   int threads;
 };
 
-template <typename A>
-struct Range {
-  A low, high;
-  bool has_nan;
-};
-
 template <typename T>
 Range<Compute<T>> score_range(const Problem<T>& p, const Chunks& chunks) {
   using A = Compute<T>;
-  A* lows = p.column;  // one value per chunk; at most 64, see scratch_size
-  A* highs = p.shift;
-  A* nans = p.partial;
   parallel_for(chunks.count, p.threads, [&](int64_t chunk) {
-    A low = __builtin_huge_val(), high = -__builtin_huge_val(), nan = 0;
-    const int64_t end = chunks.end(chunk) * p.M;
-#pragma omp simd reduction(min : low) reduction(max : high) reduction(+ : nan)
-    for (int64_t i = chunks.begin(chunk) * p.M; i < end; ++i) {
-      const A x = widen(p.scores[i]);
-      low = x < low ? x : low;
-      high = x > high ? x : high;
-      nan += x != x ? A(1) : A(0);
-    }
-    lows[chunk] = low;
-    highs[chunk] = high;
-    nans[chunk] = nan;
+    const int64_t begin = chunks.begin(chunk) * p.M, end = chunks.end(chunk) * p.M;
+    p.ranges[chunk] = range_of<T, A>(p.scores + begin, end - begin);
   });
-  Range<A> range{lows[0], highs[0], nans[0] > 0};
+  Range<A> all = p.ranges[0];
   for (int64_t chunk = 1; chunk < chunks.count; ++chunk) {
-    range.low = lows[chunk] < range.low ? lows[chunk] : range.low;
-    range.high = highs[chunk] > range.high ? highs[chunk] : range.high;
-    range.has_nan = range.has_nan || nans[chunk] > 0;
+    const Range<A> range = p.ranges[chunk];
+    all.low = range.low < all.low ? range.low : all.low;
+    all.high = range.high > all.high ? range.high : all.high;
+    all.has_nan = all.has_nan || range.has_nan;
   }
-  return range;
+  return all;
 }
 
 // column[m] = sum over chunks of partial[chunk, m], in order.
 template <typename T>
 void sum_partials(const Problem<T>& p, const Chunks& chunks) {
-  for (int64_t m = 0; m < p.M; ++m) p.column[m] = 0;
-  for (int64_t chunk = 0; chunk < chunks.count; ++chunk) {
-    const auto* partial = p.partial + chunk * p.M;
-#pragma omp simd
-    for (int64_t m = 0; m < p.M; ++m) p.column[m] += partial[m];
-  }
-}
-
-template <typename A>
-inline void clear(A* x, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) x[i] = 0;
-}
-
-// Writes row * factor as codes; `row` may be `codes` itself.
-template <typename T>
-inline void write_codes(const Compute<T>* row, Compute<T> factor, T* codes, int64_t M) {
-#pragma omp simd
-  for (int64_t m = 0; m < M; ++m) narrow(row[m] * factor, &codes[m]);
+  const int64_t blocks = (p.M + kSumBlock - 1) / kSumBlock;
+  parallel_for(blocks, team_size(p.threads, chunks.count * p.M), [&](int64_t block) {
+    const int64_t begin = block * kSumBlock;
+    const int64_t n = p.M - begin < kSumBlock ? p.M - begin : kSumBlock;
+    double sum[kSumBlock];
+    fill(sum, 0.0, n);
+    for (int64_t chunk = 0; chunk < chunks.count; ++chunk) {
+      add(sum, p.partial + chunk * p.M + begin, n);
+    }
+    for (int64_t m = 0; m < n; ++m) p.column[begin + m] = static_cast<Compute<T>>(sum[m]);
+  });
 }
 
 // q_bm = v_b K_bm u_m with K stored once. An iteration is one pass over K: while a row is in the
@@ -94,52 +66,60 @@ void solve_scaled(const Problem<T>& p, const Chunks& chunks, Compute<T> top) {
   const A inverse = A(1) / p.temperature;
   parallel_for(chunks.count, p.threads, [&](int64_t chunk) {
     A* partial = p.partial + chunk * M;
-    clear(partial, M);
+    fill(partial, A(0), M);
     for (int64_t b = chunks.begin(chunk); b < chunks.end(chunk); ++b) {
-      const T* scores = p.scores + b * M;
-      A* kernel = p.kernel + b * M;
-#pragma omp simd
-      for (int64_t m = 0; m < M; ++m) {
-        kernel[m] = exp_of((widen(scores[m]) - top) * inverse);
-        partial[m] += kernel[m];
-      }
+      exp_row(p.scores + b * M, top, inverse, p.kernel + b * M, partial, M);
     }
   });
   A* u = p.column;
-  if (p.iterations == 0) {
-    for (int64_t m = 0; m < M; ++m) u[m] = 1;
-  }
-  for (int64_t iteration = 0; iteration <= p.iterations; ++iteration) {
-    const bool last = iteration + 1 >= p.iterations;
-    if (iteration < p.iterations) {
-      sum_partials(p, chunks);
-#pragma omp simd
-      for (int64_t m = 0; m < M; ++m) u[m] = A(1) / (static_cast<A>(M) * u[m]);
-    }
+  fill(u, A(1), M);
+  for (int64_t iteration = 0; iteration < p.iterations; ++iteration) {
+    sum_partials(p, chunks);
+    scale_to_column_mass(u, M);
+    if (iteration + 1 == p.iterations) break;
     parallel_for(chunks.count, p.threads, [&](int64_t chunk) {
       A* partial = p.partial + chunk * M;
-      clear(partial, M);
+      fill(partial, A(0), M);
       for (int64_t b = chunks.begin(chunk); b < chunks.end(chunk); ++b) {
-        A* kernel = p.kernel + b * M;
-        A sum = 0;
-        if (last) {
-#pragma omp simd reduction(+ : sum)
-          for (int64_t m = 0; m < M; ++m) {
-            kernel[m] *= u[m];
-            sum += kernel[m];
-          }
-          write_codes(kernel, A(1) / sum, p.codes + b * M, M);
-          continue;
-        }
-#pragma omp simd reduction(+ : sum)
-        for (int64_t m = 0; m < M; ++m) sum += kernel[m] * u[m];
-        const A v = A(1) / (static_cast<A>(p.B) * sum);
-#pragma omp simd
-        for (int64_t m = 0; m < M; ++m) partial[m] += v * kernel[m];
+        scale_row(p.kernel + b * M, u, p.B, partial, M);
       }
     });
-    if (last) break;
   }
+  // The last v_b and the closing normalisation are one: each sample's codes sum to 1.
+  parallel_for(chunks.count, p.threads, [&](int64_t chunk) {
+    for (int64_t b = chunks.begin(chunk); b < chunks.end(chunk); ++b) {
+      A* row = p.kernel + b * M;
+      const double sum =
+          blocked_sum(M, [&](int64_t m, int64_t n) { return apply_columns(row + m, u + m, n); });
+      write_codes(row, static_cast<A>(1 / sum), p.codes + b * M, M);
+    }
+  });
+}
+
+// column[m] = logsumexp over the samples of log_q[., m].
+template <typename T>
+void column_logsumexp(const Problem<T>& p, const Chunks& chunks) {
+  using A = Compute<T>;
+  const int64_t M = p.M;
+  A* peak = p.peak;
+  parallel_for(chunks.count, p.threads, [&](int64_t chunk) {
+    A* partial = p.partial + chunk * M;
+    fill(partial, static_cast<A>(kLowestLogKernel), M);
+    for (int64_t b = chunks.begin(chunk); b < chunks.end(chunk); ++b) {
+      raise(partial, p.kernel + b * M, M);
+    }
+  });
+  fill(peak, static_cast<A>(kLowestLogKernel), M);
+  for (int64_t chunk = 0; chunk < chunks.count; ++chunk) raise(peak, p.partial + chunk * M, M);
+  parallel_for(chunks.count, p.threads, [&](int64_t chunk) {
+    A* partial = p.partial + chunk * M;
+    fill(partial, A(0), M);
+    for (int64_t b = chunks.begin(chunk); b < chunks.end(chunk); ++b) {
+      add_exp(p.kernel + b * M, peak, partial, M);
+    }
+  });
+  sum_partials(p, chunks);
+  for (int64_t m = 0; m < M; ++m) p.column[m] = peak[m] + log_of(p.column[m]);
 }
 
 // The twin's own order of operations, for scores that exp cannot hold, infinities and NaN.
@@ -148,66 +128,30 @@ void solve_log(const Problem<T>& p, const Chunks& chunks, Compute<T> top) {
   using A = Compute<T>;
   const int64_t M = p.M;
   const A log_m = log_of(static_cast<A>(M)), log_b = log_of(static_cast<A>(p.B));
-  const A lowest = static_cast<A>(kLowestLogKernel);
   parallel_for(chunks.count, p.threads, [&](int64_t chunk) {
-    for (int64_t i = chunks.begin(chunk) * M; i < chunks.end(chunk) * M; ++i) {
-      const A x = (widen(p.scores[i]) - top) / p.temperature;
-      p.kernel[i] = x < lowest ? lowest : x;
-    }
+    const int64_t begin = chunks.begin(chunk) * M, end = chunks.end(chunk) * M;
+    log_kernel(p.scores + begin, top, p.temperature, p.kernel + begin, end - begin);
   });
   for (int64_t iteration = 0; iteration < p.iterations; ++iteration) {
-    parallel_for(chunks.count, p.threads, [&](int64_t chunk) {
-      A* partial = p.partial + chunk * M;
-      for (int64_t m = 0; m < M; ++m) partial[m] = lowest;
-      for (int64_t b = chunks.begin(chunk); b < chunks.end(chunk); ++b) {
-        const A* log_q = p.kernel + b * M;
-#pragma omp simd
-        for (int64_t m = 0; m < M; ++m) partial[m] = log_q[m] > partial[m] ? log_q[m] : partial[m];
-      }
-    });
-    A* peak = p.shift;
-    for (int64_t m = 0; m < M; ++m) peak[m] = p.partial[m];
-    for (int64_t chunk = 1; chunk < chunks.count; ++chunk) {
-      const A* partial = p.partial + chunk * M;
-      for (int64_t m = 0; m < M; ++m) peak[m] = partial[m] > peak[m] ? partial[m] : peak[m];
-    }
-    parallel_for(chunks.count, p.threads, [&](int64_t chunk) {
-      A* partial = p.partial + chunk * M;
-      clear(partial, M);
-      for (int64_t b = chunks.begin(chunk); b < chunks.end(chunk); ++b) {
-        const A* log_q = p.kernel + b * M;
-#pragma omp simd
-        for (int64_t m = 0; m < M; ++m) partial[m] += exp_of(log_q[m] - peak[m]);
-      }
-    });
-    sum_partials(p, chunks);
-    for (int64_t m = 0; m < M; ++m) p.column[m] = peak[m] + log_of(p.column[m]);
+    column_logsumexp(p, chunks);
     parallel_for(chunks.count, p.threads, [&](int64_t chunk) {
       for (int64_t b = chunks.begin(chunk); b < chunks.end(chunk); ++b) {
         A* log_q = p.kernel + b * M;
-#pragma omp simd
-        for (int64_t m = 0; m < M; ++m) log_q[m] = log_q[m] - p.column[m] - log_m;
-        const A high = row_max(log_q, M);
-        A sum = 0;
-#pragma omp simd reduction(+ : sum)
-        for (int64_t m = 0; m < M; ++m) sum += exp_of(log_q[m] - high);
-        const A log_sum = high + log_of(sum);
-#pragma omp simd
-        for (int64_t m = 0; m < M; ++m) log_q[m] = log_q[m] - log_sum - log_b;
+        subtract(log_q, p.column, log_m, M);
+        const A peak = row_max(log_q, M);
+        const double sum =
+            blocked_sum(M, [&](int64_t m, int64_t n) { return sum_exp(log_q + m, peak, n); });
+        subtract(log_q, peak + log_of(static_cast<A>(sum)), log_b, M);
       }
     });
   }
   parallel_for(chunks.count, p.threads, [&](int64_t chunk) {
     for (int64_t b = chunks.begin(chunk); b < chunks.end(chunk); ++b) {
-      A* log_q = p.kernel + b * M;
-      const A high = row_max(log_q, M);
-      A sum = 0;
-#pragma omp simd reduction(+ : sum)
-      for (int64_t m = 0; m < M; ++m) {
-        log_q[m] = exp_of(log_q[m] - high);
-        sum += log_q[m];
-      }
-      write_codes(log_q, A(1) / sum, p.codes + b * M, M);
+      A* row = p.kernel + b * M;
+      const A peak = row_max(row, M);
+      const double sum =
+          blocked_sum(M, [&](int64_t m, int64_t n) { return exp_in_place(row + m, peak, n); });
+      write_codes(row, static_cast<A>(1 / sum), p.codes + b * M, M);
     }
   });
 }
@@ -229,13 +173,13 @@ void solve(const Problem<T>& p) {
 // Elements of compute type that one problem needs beside its codes.
 template <typename T>
 struct ScratchSize {
-  int64_t kernel, partial, column, total;
-  ScratchSize(int64_t B, int64_t M) {
-    kernel = sizeof(T) == sizeof(Compute<T>) ? 0 : B * M;
-    column = M > 64 ? M : 64;
-    partial = Chunks(B).count * column;
-    total = kernel + partial + 2 * column;
-  }
+  using A = Compute<T>;
+  int64_t kernel, partial, ranges, total;
+  ScratchSize(int64_t B, int64_t M)
+      : kernel(sizeof(T) == sizeof(A) ? 0 : B * M),
+        partial(Chunks(B).count * M),
+        ranges(Chunks(B).count * static_cast<int64_t>(sizeof(Range<A>) / sizeof(A))),
+        total(kernel + partial + 2 * M + ranges) {}
 };
 
 template <typename T>
@@ -257,11 +201,11 @@ void sinkhorn_typed(const SinkhornArgs& args) {
       Problem<T> problem{
           .scores = static_cast<const T*>(args.scores) + i * size,
           .codes = codes,
-          .kernel = need.kernel > 0 ? memory + need.partial + 2 * need.column
-                                    : reinterpret_cast<A*>(codes),
-          .partial = memory,
-          .column = memory + need.partial,
-          .shift = memory + need.partial + need.column,
+          .kernel = need.kernel > 0 ? memory : reinterpret_cast<A*>(codes),
+          .partial = memory + need.kernel,
+          .column = memory + need.kernel + need.partial,
+          .peak = memory + need.kernel + need.partial + args.prototypes,
+          .ranges = reinterpret_cast<Range<A>*>(memory + need.total - need.ranges),
           .B = args.samples,
           .M = args.prototypes,
           .temperature = static_cast<A>(args.temperature),
