@@ -114,7 +114,7 @@ def _first_working(backends: list[str]) -> str:
     packages = _DEBIAN_PACKAGES[backends[0]]
     alternative = ""
     if len(backends) > 1:
-        alternative = f" (or, slower: {_DEBIAN_PACKAGES[backends[1]]})"
+        alternative = f" (or {_DEBIAN_PACKAGES[backends[1]]})"
     found = "; ".join(f"{backend}: {problem}" for backend, problem in problems.items())
     raise RenderingUnavailableError(
         f"no OpenGL to render with ({found}). On Debian and Ubuntu: "
