@@ -45,7 +45,7 @@ class _Worker:
         self.connection, child = _CONTEXT.Pipe()
         arguments = (child, config, dataset, seed, make_env)
         self._process = _CONTEXT.Process(target=_main, args=arguments, daemon=True)
-        with _main_module_hidden(make_env):
+        with _main_module_hidden(unless_it_has=make_env):
             self._process.start()
         child.close()
         self.domain = ""
@@ -176,13 +176,20 @@ def _portable(error: Exception) -> Exception:
 
 
 @contextlib.contextmanager
-def _main_module_hidden(make_env: MakeEnv) -> Iterator[None]:
-    """Keeps a spawned process from importing the parent's main script, unless `make_env` is in it.
+def _main_module_hidden(unless_it_has: MakeEnv) -> Iterator[None]:
+    """Keeps a spawned process from importing the parent's main script, if it needs nothing of it.
 
     The import would cost seconds (torch), and run a script without an `if __name__` guard again.
     """
+    try:
+        needs_main = b"__main__" in pickle.dumps(unless_it_has)
+    except (AttributeError, TypeError, pickle.PicklingError) as error:
+        raise TypeError(
+            "make_env should be a function of a module, to be sent to worker processes (or workers "
+            f"should be 1), got {unless_it_has!r}"
+        ) from error
     main = sys.modules["__main__"]
-    if getattr(make_env, "__module__", None) == "__main__":
+    if needs_main:
         yield
         return
     sys.modules["__main__"] = types.ModuleType("__main__")

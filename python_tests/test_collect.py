@@ -349,6 +349,34 @@ def test_an_environment_without_bounded_actions_is_refused(tmp_path):
         toy_collect(tmp_path / "data", make)
 
 
+def test_a_make_env_that_cannot_be_sent_to_workers(tmp_path):
+    with pytest.raises(TypeError, match=r"function of a module.*or workers should be 1"):
+        toy_collect(tmp_path / "data", lambda domain, **_: toy_env.ToyEnv(domain), workers=2)
+    toy_collect(tmp_path / "data", lambda domain, **_: toy_env.ToyEnv(domain), workers=1)
+
+
+def test_a_make_env_of_the_main_script_reaches_the_workers(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(f"""
+import functools, sys
+sys.path.insert(0, {str(HERE)!r})
+import toy_env
+from crpt.collect import collect
+from crpt.config import CollectConfig
+
+def make(scale, domain, **settings):
+    return toy_env.make(domain, **settings)
+
+if __name__ == "__main__":
+    config = CollectConfig(domains=("fast_a", "fast_b"), transitions=100, image_size=6, workers=2)
+    make_env = functools.partial(make, 1.0)
+    collect(config, {str(tmp_path / "data")!r}, seed=5, make_env=make_env, progress=False)
+""")
+    subprocess.run([sys.executable, str(script)], check=True)
+    toy_collect(tmp_path / "reference")
+    assert contents(tmp_path / "data") == contents(tmp_path / "reference")
+
+
 # What it costs and shows
 
 

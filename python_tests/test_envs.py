@@ -288,4 +288,5 @@ def test_two_environments_draw_side_by_side():
     two.step(np.zeros(6))
     assert [play(one, 1), play(two, 2)] == alone
     one.close()
+    one.close()
     assert play(two, 2) == alone[1]

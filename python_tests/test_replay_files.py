@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -55,6 +56,11 @@ def continue_writing(path: Path) -> None:
 
 def contents(path: Path) -> dict[str, bytes]:
     return {str(p.relative_to(path)): p.read_bytes() for p in path.rglob("*") if p.is_file()}
+
+
+def test_an_empty_directory_becomes_the_dataset(tmp_path):
+    filled(tmp_path, episodes=1)
+    assert ReplayBuffer.open(tmp_path).num_transitions("toy") == 6
 
 
 @pytest.fixture
@@ -151,6 +157,27 @@ def test_disk_space_is_checked_before_anything_is_made(tmp_path):
     with pytest.raises(replay.DatasetFullError, match=r"needs .* of disk, but .* are free"):
         ReplayBuffer.create(tmp_path / "data", {"toy": huge})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dataset_can_be_opened_while_its_files_change_length(tmp_path):
+    path = tmp_path / "data"
+    filled(path, episodes=1)
+    done = threading.Event()
+
+    def resize() -> None:
+        with ReplayBuffer.open(path).writer("toy", when_full="grow") as writer:
+            while not done.is_set():
+                writer.fit(3000)
+                writer.fit(1)
+
+    thread = threading.Thread(target=resize)
+    thread.start()
+    try:
+        for _ in range(300):
+            assert ReplayBuffer.open(path).num_transitions("toy") == 6
+    finally:
+        done.set()
+        thread.join()
 
 
 # Bad files

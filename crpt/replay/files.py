@@ -8,6 +8,7 @@ import fcntl
 import io
 import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,6 +25,7 @@ from crpt.replay.store import COMMITTED, CURSOR_WORDS, FLOOR, SEALED, Array, Dom
 
 # numpy pads its header so that the first axis can grow in place.
 _HEADER_BYTES = 128
+_MAP_ATTEMPTS = 5
 _CURSOR_BYTES = 8 * CURSOR_WORDS
 _REMEDY = "restore it from a copy, or remove the dataset and collect it again"
 
@@ -82,6 +84,16 @@ class FileStore(Store):
         return (self._directory / "is_first.npy").stat().st_size
 
     def _map(self) -> None:
+        # A writer that makes the files shorter just now can make one look cut short.
+        for _ in range(_MAP_ATTEMPTS - 1):
+            try:
+                self._try_to_map()
+                return
+            except (ValueError, DatasetCorruptError):
+                time.sleep(0.01)
+        self._try_to_map()
+
+    def _try_to_map(self) -> None:
         files = {name: self._directory / f"{name}.npy" for name in self.spec.fields()}
         # Where a resize was cut short the files differ; what was committed is in all of them.
         capacity = min(_read_length(path, self.spec, name) for name, path in files.items())
