@@ -1,11 +1,13 @@
 """The operators of crpt: compiled CPU and CUDA kernels behind torch.library.
 
-Each works on float32, float16, bfloat16 (accumulated in float32) and float64, under autograd where a gradient
-exists, under torch.compile(fullgraph=True), and gives the same bits for the same input whatever the number of
-threads. `crpt.ops.reference` holds the plain-PyTorch twin of each: same name, same signature.
+Each works on float32, float16, bfloat16 (accumulated in float32) and float64, under autograd where
+a gradient exists and under torch.compile(fullgraph=True). Results are deterministic, and, where no
+GEMM of torch's takes part, the same bits whatever the number of threads. `crpt.ops.reference` holds
+the plain-PyTorch twin of each: same name, same signature.
 """
 
-from crpt.ops import cpu, cuda, reference  # noqa: F401  (importing cpu and cuda registers their kernels)
+# Importing cpu and cuda registers their kernels.
+from crpt.ops import cpu, cuda, reference  # noqa: F401
 from crpt.ops._frame_stack import frame_stack
 from crpt.ops._intrinsic_loss import intrinsic_loss
 from crpt.ops._knn_distance import knn_distance

@@ -18,24 +18,27 @@ def frame_stack(
 
     .. math::
         out_{b, kC + c, y, x} =
-        \operatorname{cast}(frames_{index_{bk}, c, \operatorname{clamp}(y + dy_b), \operatorname{clamp}(x + dx_b)})
+        \operatorname{cast}(frames_{index_{bk}, c, \operatorname{clamp}(y + dy_b),
+        \operatorname{clamp}(x + dx_b)})
 
     Args:
-        frames: uint8 [N, C, H, W], C, H, W >= 1, any strides. On a CPU it may be a mapped file of any size, also
-            read-only: it is never copied, and only frames that the index names are read.
+        frames: uint8 [N, C, H, W], C, H, W >= 1, any strides. On a CPU it may be a mapped file of
+            any size, also read-only: it is never copied, and only frames that the index names are
+            read.
         index: int64 [B, K] in [0, N), K >= 1; B may be 0.
-        shifts: int64 [B, 2]: (dy, dx) in [-pad, pad], one per sample, shared by its frames. None: no shift.
+        shifts: int64 [B, 2]: (dy, dx) in [-pad, pad], one per sample, shared by its frames. None:
+            no shift.
         pad: >= 0, in pixels; the bound of the shifts.
-        dtype: uint8: pixels as they are. float32, float16, bfloat16, float64: pixel / 255, rounded once (to
-            float32 first for the two half types).
+        dtype: uint8: pixels as they are. float32, float16, bfloat16, float64: pixel / 255, rounded
+            once (to float32 first for the two half types).
 
     Returns:
         [B, K*C, H, W], contiguous. No gradient.
 
     Raises:
         TypeError: type or dtype.
-        ValueError: shape, device, pad; an index or shift out of range. On CUDA, where reporting a value would wait
-            for the device, these stop the kernel with a device assertion instead.
+        ValueError: shape, device, pad; an index or shift out of range. On CUDA, where reporting a
+            value would wait for the device, these stop the kernel with a device assertion instead.
 
     Source: CRPTpro (arXiv 2302.05614), section 3.
     """
@@ -49,9 +52,7 @@ def frame_stack(
 
 
 @fake("frame_stack")
-def _(
-    frames: Tensor, index: Tensor, shifts: Tensor | None, pad: int, dtype: torch.dtype
-) -> Tensor:
+def _(frames: Tensor, index: Tensor, shifts: Tensor | None, pad: int, dtype: torch.dtype) -> Tensor:
     checks.frame_stack(frames, index, shifts, pad, dtype)
     batch, stack = index.shape
     _, channels, height, width = frames.shape

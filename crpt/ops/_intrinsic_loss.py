@@ -18,16 +18,17 @@ def intrinsic_loss(prototypes: Tensor, offset: float = 1.5) -> Tensor:
         s_{ij} = \langle \operatorname{sg}(c_i), c_j \rangle, \qquad
         \frac{dL}{dc_j} = \frac{1}{M^2} \sum_{i \ne j} \frac{c_i}{s_{ij} + offset}
 
-    sg stops the gradient, so the derivative is one-sided: it reaches c_j only, and is not the derivative of the
-    value (finite differences of L do not give it).
+    sg stops the gradient, so the derivative is one-sided: it reaches c_j only, and is not the
+    derivative of the value (finite differences of L do not give it).
 
     Args:
-        prototypes: c, [..., M, D], M, D >= 1; float32, float16, bfloat16 or float64. Usually unit rows: then s
-            lies in [-1, 1], and offset > 1 keeps the denominator positive.
+        prototypes: c, [..., M, D], M, D >= 1; float32, float16, bfloat16 or float64. Usually unit
+            rows: then s lies in [-1, 1], and offset > 1 keeps the denominator positive.
         offset: > 0.
 
     Returns:
-        loss [...] in the dtype of the prototypes, computed in float32 (float64 for float64). Differentiable once.
+        loss [...] in the dtype of the prototypes, computed in float32 (float64 for float64).
+        Differentiable once.
 
     Raises:
         TypeError: type or dtype.

@@ -16,8 +16,9 @@ def knn_distance(queries: Tensor, keys: Tensor, k: int) -> Tensor:
     .. math::
         distance_b = \operatorname{k-th\ smallest}_q |queries_b - keys_q|
 
-    A matrix product narrows the search; the distance itself is taken from the vectors, so that it is exact also
-    for keys nearly equal to the query. No [B, Q, D] temporary, at most one block of [B, Q].
+    A matrix product narrows the search; the distance itself is taken from the vectors, so that it
+    is exact also for keys nearly equal to the query. No [B, Q, D] temporary, at most one block of
+    [B, Q].
 
     Args:
         queries: [B, D], D >= 1; float32, float16, bfloat16 or float64. B may be 0.
@@ -25,18 +26,22 @@ def knn_distance(queries: Tensor, keys: Tensor, k: int) -> Tensor:
         k: in [1, Q]; 1 is the nearest.
 
     Returns:
-        distance [B] in the dtype of the queries, computed in float32 (float64 for float64). NaN counts as farther
-        than everything. Differentiable, once: the gradient is (query - key) / distance, 0 where the distance is 0.
+        distance [B] in the dtype of the queries, computed in float32 (float64 for float64). NaN
+        counts as farther than everything. Differentiable, once: the gradient is (query - key) /
+        distance, 0 where the distance is 0.
 
     Raises:
         TypeError: type or dtype.
         ValueError: shape, device or k.
 
-    Source: the intrinsic reward of CRPTpro (arXiv 2302.05614), section 3; Proto-RL (arXiv 2102.11271).
+    Source: the intrinsic reward of CRPTpro (arXiv 2302.05614), section 3; Proto-RL (arXiv
+        2102.11271).
     """
     arguments.tensor("queries", queries)
     arguments.tensor("keys", keys)
-    return torch.ops.crpt.knn_distance(queries, keys, arguments.integer("k", k))[0].to(queries.dtype)
+    return torch.ops.crpt.knn_distance(queries, keys, arguments.integer("k", k))[0].to(
+        queries.dtype
+    )
 
 
 @fake("knn_distance")

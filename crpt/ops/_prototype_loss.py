@@ -18,12 +18,14 @@ def prototype_loss(scores: Tensor, codes: Tensor, temperature: float = 0.1) -> T
 
     Args:
         scores: [..., B, M], B, M >= 1; float32, float16, bfloat16 or float64.
-        codes: q, shape, dtype and device of the scores; usually from `sinkhorn`. Rows need not sum to 1.
+        codes: q, shape, dtype and device of the scores; usually from `sinkhorn`. Rows need not sum
+            to 1.
         temperature: T > 0.
 
     Returns:
-        loss [...] in the dtype of the scores, computed in float32 (float64 for float64). Differentiable, once, in
-        scores and codes; each gradient is computed only where it is needed.
+        loss [...] in the dtype of the scores, computed in float32 (float64 for float64).
+        Differentiable, once, in scores and codes; each gradient is computed only where it is
+        needed.
 
     Raises:
         TypeError: type or dtype.
@@ -33,7 +35,9 @@ def prototype_loss(scores: Tensor, codes: Tensor, temperature: float = 0.1) -> T
     """
     arguments.tensor("scores", scores)
     arguments.tensor("codes", codes)
-    return torch.ops.crpt.prototype_loss(scores, codes, arguments.real("temperature", temperature))[0]
+    return torch.ops.crpt.prototype_loss(scores, codes, arguments.real("temperature", temperature))[
+        0
+    ]
 
 
 @fake("prototype_loss")
@@ -44,9 +48,7 @@ def _(scores: Tensor, codes: Tensor, temperature: float) -> tuple[Tensor, Tensor
 
 
 @fake("prototype_loss_backward_scores")
-def _(
-    grad: Tensor, scores: Tensor, codes: Tensor, logsumexp: Tensor, temperature: float
-) -> Tensor:
+def _(grad: Tensor, scores: Tensor, codes: Tensor, logsumexp: Tensor, temperature: float) -> Tensor:
     return scores.new_empty(scores.shape)
 
 
@@ -55,9 +57,7 @@ def _(grad: Tensor, scores: Tensor, logsumexp: Tensor, temperature: float) -> Te
     return scores.new_empty(scores.shape)
 
 
-def _setup(
-    ctx: Any, inputs: tuple[Tensor, Tensor, float], output: tuple[Tensor, Tensor]
-) -> None:
+def _setup(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: tuple[Tensor, Tensor]) -> None:
     scores, codes, ctx.temperature = inputs
     ctx.save_for_backward(scores, codes if ctx.needs_input_grad[0] else None, output[1])
     ctx.mark_non_differentiable(output[1])
@@ -71,7 +71,9 @@ def _backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, Te
     ops, t = torch.ops.crpt, ctx.temperature
     wants_scores, wants_codes, _unused = ctx.needs_input_grad
     return (
-        ops.prototype_loss_backward_scores(grad, scores, codes, logsumexp, t) if wants_scores else None,
+        ops.prototype_loss_backward_scores(grad, scores, codes, logsumexp, t)
+        if wants_scores
+        else None,
         ops.prototype_loss_backward_codes(grad, scores, logsumexp, t) if wants_codes else None,
         None,
     )

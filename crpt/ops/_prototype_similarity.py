@@ -14,16 +14,17 @@ def prototype_similarity(embeddings: Tensor, prototypes: Tensor) -> Tensor:
     r"""Cosine of every embedding with every prototype.
 
     .. math::
-        similarity_{bm} = \frac{\langle e_b, c_m \rangle}{\max(|e_b|, 10^{-12}) \max(|c_m|, 10^{-12})}
+        similarity_{bm} = \frac{\langle e_b, c_m \rangle}{\max(|e_b|, 10^{-12}) \max(|c_m|,
+        10^{-12})}
 
     Args:
         embeddings: [..., B, D], D >= 1; float32, float16, bfloat16 or float64. B may be 0.
-        prototypes: [..., M, D], M >= 1, dtype and device of the embeddings. Leading dimensions broadcast, as in
-            torch.matmul.
+        prototypes: [..., M, D], M >= 1, dtype and device of the embeddings. Leading dimensions
+            broadcast, as in torch.matmul.
 
     Returns:
-        similarity [..., B, M] in the dtype of the inputs, computed in float32 (float64 for float64).
-        Differentiable, once, in both.
+        similarity [..., B, M] in the dtype of the inputs, computed in float32 (float64 for
+        float64). Differentiable, once, in both.
 
     Raises:
         TypeError: type or dtype.
@@ -57,12 +58,16 @@ def _(grad: Tensor, unit: Tensor, norm: Tensor, other: Tensor) -> Tensor:
 
 def _setup(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, ...]) -> None:
     ctx.save_for_backward(*output[1:])
-    ctx.mark_non_differentiable(*output[1:])
+    # The unit rows stay differentiable, though nobody differentiates them: through them the
+    # gradient depends on the inputs, and a second derivative is refused instead of being left out.
+    ctx.mark_non_differentiable(*output[3:])
     ctx.set_materialize_grads(False)
     ctx.dtype = inputs[0].dtype
 
 
-def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, Tensor | None]:
+def _backward(
+    ctx: Any, grad: Tensor | None, *_: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
     if grad is None:
         return None, None
     unit_e, unit_c, norm_e, norm_c = ctx.saved_tensors

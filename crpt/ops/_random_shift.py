@@ -19,25 +19,29 @@ def random_shift(
     r"""Replicate-pad by `pad`, then crop at one uniform offset per image.
 
     .. math::
-        out_{bcyx} = images_{b, c, \operatorname{clamp}(y + dy_b, 0, H-1), \operatorname{clamp}(x + dx_b, 0, W-1)}
+        out_{b,c,y,x} = images_{b,\, c,\, \operatorname{clamp}(y + dy_b, 0, H-1),\,
+        \operatorname{clamp}(x + dx_b, 0, W-1)}
 
     Args:
-        images: [B, C, H, W], C, H, W >= 1, B may be 0; uint8 and other integers, bool, or float32, float16,
-            bfloat16, float64. Channels-last images stay channels-last.
+        images: [B, C, H, W], C, H, W >= 1, B may be 0; uint8 and other integers, bool, or float32,
+            float16, bfloat16, float64. Channels-last images stay channels-last.
         pad: >= 0, in pixels.
-        shifts: int64 [B, 2] on the device of the images: (dy, dx) in [-pad, pad]. None: drawn uniformly.
+        shifts: int64 [B, 2] on the device of the images: (dy, dx) in [-pad, pad]. None: drawn
+            uniformly.
         generator: what they are drawn from, on the device of the images; None: torch's default.
 
     Returns:
-        The shape and dtype of the images. Floating images are differentiable (the operator is linear, so to
-        any order).
+        The shape and dtype of the images. Floating images are differentiable (the operator is
+        linear, so to any order).
 
     Raises:
         TypeError: type or dtype.
-        ValueError: shape, device, pad; a shift out of range. On CUDA, where reporting a value would wait for the
-            device, a shift out of range stops the kernel with a device assertion instead.
+        ValueError: shape, device, pad; a shift out of range. On CUDA, where reporting a value would
+            wait for the device, a shift out of range stops the kernel with a device assertion
+            instead.
 
-    Source: DrQ-v2 (arXiv 2107.09645), without its interpolation; CRPTpro (arXiv 2302.05614), section 3.
+    Source: DrQ-v2 (arXiv 2107.09645), without its interpolation; CRPTpro (arXiv 2302.05614),
+        section 3.
     """
     arguments.tensor("images", images)
     pad = arguments.integer("pad", pad)

@@ -28,7 +28,9 @@ def differentiable_once(name: str) -> None:
     """Makes the gradient of `name`, itself a gradient, an error instead of a wrong number."""
 
     def refuse(*_: object) -> None:
-        raise NotImplementedError(f"crpt::{name} is a first derivative; second derivatives are not supported")
+        raise NotImplementedError(
+            f"crpt::{name} is a first derivative; second derivatives are not supported"
+        )
 
     gradient(name, refuse, lambda ctx, inputs, output: None)
 

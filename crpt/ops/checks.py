@@ -1,7 +1,8 @@
 """What each operator accepts, checked in one place for every device and for the fakes.
 
-TypeError for type and dtype, ValueError for shape, device and value; each message names the argument, what it
-should be and what it was. Values inside index and shift tensors are checked by the kernels that read them.
+TypeError for type and dtype, ValueError for shape, device and value; each message names the
+argument, what it should be and what it was. Values inside index and shift tensors are checked by
+the kernels that read them.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ def prototype_similarity(embeddings: Tensor, prototypes: Tensor) -> None:
     for i, j in zip(reversed(e[:-2]), reversed(c[:-2]), strict=False):
         if i != j and i != 1 and j != 1:
             raise ValueError(
-                f"prototypes should have leading dimensions that broadcast with {list(e[:-2])}, got {list(c[:-2])}"
+                "prototypes should have leading dimensions that broadcast with "
+                f"{list(e[:-2])}, got {list(c[:-2])}"
             )
 
 
@@ -48,7 +50,9 @@ def prototype_loss(scores: Tensor, codes: Tensor, temperature: float) -> None:
     _scores_shape("scores", scores)
     _same_kind("codes", codes, "scores", scores)
     if codes.shape != scores.shape:
-        raise ValueError(f"codes should be {list(scores.shape)} like scores, got {list(codes.shape)}")
+        raise ValueError(
+            f"codes should be {list(scores.shape)} like scores, got {list(codes.shape)}"
+        )
     _positive("temperature", temperature)
 
 
@@ -101,7 +105,9 @@ def knn_distance(queries: Tensor, keys: Tensor, k: int) -> None:
     if len(queries.shape) != 2 or queries.shape[1] < 1:
         raise ValueError(f"queries should be [B, D] with D >= 1, got {list(queries.shape)}")
     if len(keys.shape) != 2 or keys.shape[0] < 1 or keys.shape[1] != queries.shape[1]:
-        raise ValueError(f"keys should be [Q, {queries.shape[1]}] with Q >= 1, got {list(keys.shape)}")
+        raise ValueError(
+            f"keys should be [Q, {queries.shape[1]}] with Q >= 1, got {list(keys.shape)}"
+        )
     if not 1 <= k <= keys.shape[0]:
         raise ValueError(f"k should be in [1, {keys.shape[0]}], the number of keys, got {k}")
 

@@ -1,6 +1,7 @@
 """The operators on CPU tensors: check, make contiguous, allocate, call the compiled kernel.
 
-GEMMs are torch.matmul, in float32 (float64 for float64), and follow torch.set_float32_matmul_precision.
+GEMMs are torch.matmul, in float32 (float64 for float64), and follow
+torch.set_float32_matmul_precision.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from crpt.ops.layout import pixel_planes
 from crpt.ops.schemas import LIBRARY
 
 try:
-    from crpt import _cpu
+    import crpt._cpu as _cpu
 except ImportError as error:
     raise ImportError(
         f"crpt's compiled operators could not be imported ({error}); build them with "
-        "`pip install .` in a checkout of crpt, or `pip install --no-build-isolation -e .` to work on it"
+        "`pip install .` in a checkout of crpt"
     ) from error
 
 # The kernels' DType, by index.

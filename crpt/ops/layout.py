@@ -9,8 +9,9 @@ from torch import Tensor
 def pixel_planes(images: Tensor) -> tuple[Tensor, int, int]:
     """images [B, C, H, W] as B * planes planes of H * W pixels of `channels` elements each.
 
-    Channels-last images are one plane of C-element pixels and stay channels-last; all others are C planes of
-    single elements, made contiguous where they are not. Returns (images, planes, channels).
+    Channels-last images are one plane of C-element pixels and stay channels-last; all others are C
+    planes of single elements, made contiguous where they are not. Returns (images, planes,
+    channels).
     """
     if images.is_contiguous():
         return images, images.shape[1], 1

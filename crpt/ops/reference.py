@@ -1,8 +1,8 @@
 """The plain-PyTorch twin of every operator: its specification, and the oracle of its tests.
 
-Same names and signatures as `crpt.ops`. Each twin is written in the order of its formula, runs on every
-device and in every floating dtype (float64 included), and is differentiable by torch's own autograd.
-Inputs are not checked here; see `crpt.ops` for shapes, ranges and errors.
+Same names and signatures as `crpt.ops`. Each twin is written in the order of its formula, runs on
+every device and in every floating dtype (float64 included), and is differentiable by torch's own
+autograd. Inputs are not checked here; see `crpt.ops` for shapes, ranges and errors.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Scores are measured from their maximum in units of the temperature and cut off here: far below what exp
-# can represent, and finite, so that -inf scores cannot make -inf - (-inf).
+# Scores are measured from their maximum in units of the temperature and cut off here: far below
+# what exp can represent, and finite, so that -inf scores cannot make -inf - (-inf).
 LOWEST_LOG_KERNEL = -1e30
 
 
@@ -22,7 +22,7 @@ def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 @torch.no_grad()
 def sinkhorn(scores: Tensor, temperature: float = 0.1, iterations: int = 3) -> Tensor:
-    """codes = Sinkhorn-Knopp(exp(scores / T)), scores [..., B, M] -> codes [..., B, M], in log space."""
+    """codes = Sinkhorn-Knopp(exp(scores / T)) in log space, [..., B, M] -> [..., B, M]."""
     batch, prototypes = scores.shape[-2:]
     log_b = torch.tensor(float(batch), dtype=torch.float64).log().item()
     log_m = torch.tensor(float(prototypes), dtype=torch.float64).log().item()
@@ -51,7 +51,10 @@ def prototype_loss(scores: Tensor, codes: Tensor, temperature: float = 0.1) -> T
 
 
 def intrinsic_loss(prototypes: Tensor, offset: float = 1.5) -> Tensor:
-    """loss = 1/M^2 sum_{i != j} s_ij / (sg(s_ij) + offset), s_ij = sg(c_i) . c_j, [..., M, D] -> [...]."""
+    """loss = 1/M^2 sum_{i != j} s_ij / (sg(s_ij) + offset), s_ij = sg(c_i) . c_j.
+
+    [..., M, D] -> [...].
+    """
     c = prototypes.to(_compute_dtype(prototypes.dtype))
     m = c.shape[-2]
     s = c.detach() @ c.mT  # [..., M, M]; the gradient reaches c_j (the column) only
@@ -61,9 +64,12 @@ def intrinsic_loss(prototypes: Tensor, offset: float = 1.5) -> Tensor:
 
 
 def random_shift(
-    images: Tensor, pad: int = 4, shifts: Tensor | None = None, generator: torch.Generator | None = None
+    images: Tensor,
+    pad: int = 4,
+    shifts: Tensor | None = None,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
-    """out[b, c, y, x] = images[b, c, clamp(y + dy_b), clamp(x + dx_b)], [B, C, H, W] -> [B, C, H, W]."""
+    """out[b, c, y, x] = images[b, c, clamp(y + dy_b), clamp(x + dx_b)], shape as images."""
     batch, _, height, width = images.shape
     if shifts is None:
         shifts = torch.randint(-pad, pad + 1, (batch, 2), generator=generator, device=images.device)
@@ -80,7 +86,10 @@ def frame_stack(
     pad: int = 4,
     dtype: torch.dtype = torch.uint8,
 ) -> Tensor:
-    """out[b] = cast(shift(concatenate_k frames[index[b, k]])), [N, C, H, W], [B, K] -> [B, K*C, H, W]."""
+    """out[b] = cast(shift(concatenate_k frames[index[b, k]])).
+
+    [N, C, H, W], [B, K] -> [B, K*C, H, W].
+    """
     stacked = frames[index].flatten(1, 2)  # [B, K*C, H, W]
     if shifts is not None:
         stacked = random_shift(stacked, pad, shifts)

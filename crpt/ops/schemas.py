@@ -1,18 +1,18 @@
-"""Every operator that torch's dispatcher knows as `torch.ops.crpt.*`: one screen, one line each.
+"""Every operator that torch's dispatcher knows as `torch.ops.crpt.*`, on one screen.
 
-None mutates or aliases its inputs. Beside its result an operator returns what its gradient needs again, so
-that nothing is computed twice. "compute" is float64 for float64 inputs and float32 for all others.
+None mutates or aliases its inputs. Beside its result an operator returns what its gradient needs
+again, so that nothing is computed twice. "compute" is float64 for float64 inputs, else float32.
 
-| operator                        | returns                                                                          |
-|---------------------------------|----------------------------------------------------------------------------------|
-| sinkhorn                        | codes [..., B, M]                                                                |
-| prototype_similarity            | similarity [..., B, M]; in compute: unit rows [..., B, D], [..., M, D], their    |
-|                                 | lengths [..., B], [..., M]                                                       |
-| prototype_similarity_backward   | gradient of the rows that `unit` and `norm` came from; for the prototypes pass   |
-|                                 | the transposed gradient and the embeddings as `other`                            |
-| prototype_loss                  | loss [...]; row logsumexp of scores / temperature [..., B] in compute            |
-| intrinsic_loss                  | loss [...]; weights [i != j] / (M^2 (s_ij + offset)) [..., M, M] in compute      |
-| knn_distance                    | distance to the k-th nearest [B] in compute; which key that is, int64 [B]        |
+sinkhorn              -> codes [..., B, M]
+prototype_similarity  -> similarity [..., B, M]; in compute: unit rows [..., B, D] and [..., M, D],
+                         their lengths [..., B] and [..., M]
+      _backward       -> in compute, the gradient of the rows that `unit` and `norm` came from; for
+                         the prototypes pass the transposed gradient and the embeddings as `other`
+prototype_loss        -> loss [...]; row logsumexp of scores / temperature [..., B] in compute
+intrinsic_loss        -> loss [...]; weights [i != j] / (M^2 (s_ij + offset)) [..., M, M] in compute
+random_shift          -> images [B, C, H, W], shifted
+frame_stack           -> [B, K*C, H, W]
+knn_distance          -> distance to the k-th nearest [B] in compute; which key that is, int64 [B]
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ LIBRARY = torch.library.Library("crpt", "DEF")
 
 SCHEMAS = (
     "sinkhorn(Tensor scores, float temperature, int iterations) -> Tensor",
-    "prototype_similarity(Tensor embeddings, Tensor prototypes) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "prototype_similarity("
+    "Tensor embeddings, Tensor prototypes) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     "prototype_similarity_backward(Tensor grad, Tensor unit, Tensor norm, Tensor other) -> Tensor",
     "prototype_loss(Tensor scores, Tensor codes, float temperature) -> (Tensor, Tensor)",
     "prototype_loss_backward_scores("
     "Tensor grad, Tensor scores, Tensor codes, Tensor logsumexp, float temperature) -> Tensor",
-    "prototype_loss_backward_codes(Tensor grad, Tensor scores, Tensor logsumexp, float temperature) -> Tensor",
+    "prototype_loss_backward_codes("
+    "Tensor grad, Tensor scores, Tensor logsumexp, float temperature) -> Tensor",
     "intrinsic_loss(Tensor prototypes, float offset) -> (Tensor, Tensor)",
     "intrinsic_loss_backward(Tensor grad, Tensor prototypes, Tensor weights) -> Tensor",
     "random_shift(Tensor images, Tensor shifts, int pad) -> Tensor",

@@ -60,16 +60,36 @@ inline A sum_of(const T* x, int64_t n) {
   return sum;
 }
 
+// p = exp(scores / T - logsumexp); returns its sum, 1 but for rounding.
+template <typename T, typename A>
+inline A softmax_block(const T* scores, A inverse, A logsumexp, A* p, int64_t n) {
+  A sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < n; ++i) {
+    const A x = exp_of(widen(scores[i]) * inverse - logsumexp);
+    p[i] = x;
+    sum += x;
+  }
+  return sum;
+}
+
+template <typename T, typename A>
+inline void write_grad_scores(const A* p, const T* codes, A mass, A factor, T* grad, int64_t M) {
+#pragma omp simd
+  for (int64_t m = 0; m < M; ++m) narrow((p[m] * mass - widen(codes[m])) * factor, &grad[m]);
+}
+
+// `p` holds M values and may be `grad`. Dividing by its sum takes the rounding of logsumexp out
+// again.
 template <typename T, typename A>
 inline void row_grad_scores(const T* scores, const T* codes, int64_t M, A inverse, A logsumexp,
-                            A factor, T* grad) {
-  const A mass = static_cast<A>(
-      blocked_sum(M, [&](int64_t m, int64_t n) { return sum_of<T, A>(codes + m, n); }));
-#pragma omp simd
-  for (int64_t m = 0; m < M; ++m) {
-    const A p = exp_of(widen(scores[m]) * inverse - logsumexp);
-    narrow((p * mass - widen(codes[m])) * factor, &grad[m]);
-  }
+                            A factor, A* p, T* grad) {
+  const double sum = blocked_sum(M, [&](int64_t m, int64_t n) {
+    return softmax_block(scores + m, inverse, logsumexp, p + m, n);
+  });
+  const double mass =
+      blocked_sum(M, [&](int64_t m, int64_t n) { return sum_of<T, A>(codes + m, n); });
+  write_grad_scores(p, codes, static_cast<A>(mass / sum), factor, grad, M);
 }
 
 template <typename T, typename A>
@@ -105,17 +125,23 @@ void backward(const PrototypeLossBackwardArgs& args) {
   using A = Compute<T>;
   const int64_t M = args.prototypes, rows = args.problems * args.samples;
   const A inverse = A(1) / static_cast<A>(args.temperature);
-  parallel_for(rows, team_size(args.threads, rows * M), [&](int64_t b) {
-    const T* scores = static_cast<const T*>(args.scores) + b * M;
-    T* grad_row = static_cast<T*>(args.grad_input) + b * M;
-    const A logsumexp = static_cast<const A*>(args.logsumexp)[b];
-    const A grad =
-        widen(static_cast<const T*>(args.grad)[b / args.samples]) / static_cast<A>(args.samples);
-    if (args.codes == nullptr) {
-      row_grad_codes(scores, M, inverse, logsumexp, grad, grad_row);
-    } else {
+  const int team = team_size(args.threads, rows * M);
+  constexpr bool in_place = sizeof(T) == sizeof(A);
+  const Scratch<A> scratch(in_place ? 1 : team * M);
+  parallel_for(team, team, [&](int64_t worker) {
+    for (int64_t b = worker * rows / team; b < (worker + 1) * rows / team; ++b) {
+      const T* scores = static_cast<const T*>(args.scores) + b * M;
+      T* grad_row = static_cast<T*>(args.grad_input) + b * M;
+      const A logsumexp = static_cast<const A*>(args.logsumexp)[b];
+      const A grad =
+          widen(static_cast<const T*>(args.grad)[b / args.samples]) / static_cast<A>(args.samples);
+      if (args.codes == nullptr) {
+        row_grad_codes(scores, M, inverse, logsumexp, grad, grad_row);
+        continue;
+      }
       const T* codes = static_cast<const T*>(args.codes) + b * M;
-      row_grad_scores(scores, codes, M, inverse, logsumexp, grad * inverse, grad_row);
+      A* p = in_place ? reinterpret_cast<A*>(grad_row) : scratch.get() + worker * M;
+      row_grad_scores(scores, codes, M, inverse, logsumexp, grad * inverse, p, grad_row);
     }
   });
 }

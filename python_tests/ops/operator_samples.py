@@ -1,0 +1,175 @@
+"""The one list of sample inputs that values, gradients, opcheck, torch.compile and instruction-set
+tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from crpt import ops
+from crpt.ops import reference
+
+FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+Make = Callable[[torch.Generator], tuple[tuple[Any, ...], dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Sample:
+    operator: str
+    name: str
+    make: Make  # float64 arguments on the CPU
+    differentiable: bool = True
+
+    @property
+    def function(self) -> Callable[..., Tensor]:
+        return getattr(ops, self.operator)
+
+    @property
+    def twin(self) -> Callable[..., Tensor]:
+        return getattr(reference, self.operator)
+
+    def arguments(
+        self, dtype: torch.dtype, device: str = "cpu", requires_grad: bool = False
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        args, kwargs = self.make(torch.Generator().manual_seed(0))
+
+        def cast(x: Any) -> Any:
+            if not isinstance(x, Tensor):
+                return x
+            if not x.is_floating_point():
+                return x.to(device)
+            # A strided sample must stay strided: cast without touching the layout.
+            return x.to(device=device, dtype=dtype).detach().requires_grad_(requires_grad)
+
+        return tuple(map(cast, args)), {k: cast(v) for k, v in kwargs.items()}
+
+    def __str__(self) -> str:
+        return f"{self.operator}-{self.name}"
+
+
+def normal(*shape: int) -> Callable[[torch.Generator], Tensor]:
+    return lambda g: torch.randn(shape, generator=g, dtype=torch.float64)
+
+
+def cosine(*shape: int) -> Callable[[torch.Generator], Tensor]:
+    return lambda g: torch.rand(shape, generator=g, dtype=torch.float64) * 2 - 1
+
+
+def codes(*shape: int) -> Callable[[torch.Generator], Tensor]:
+    return lambda g: torch.rand(shape, generator=g, dtype=torch.float64).softmax(-1)
+
+
+def units(*shape: int) -> Callable[[torch.Generator], Tensor]:
+    return lambda g: F.normalize(torch.randn(shape, generator=g, dtype=torch.float64), dim=-1)
+
+
+def pixels(*shape: int) -> Callable[[torch.Generator], Tensor]:
+    return lambda g: torch.randint(0, 256, shape, generator=g, dtype=torch.uint8)
+
+
+def integers(low: int, high: int, *shape: int) -> Callable[[torch.Generator], Tensor]:
+    return lambda g: torch.randint(low, high + 1, shape, generator=g)
+
+
+def call(*makers: Any, **keywords: Any) -> Make:
+    def build(x: Any, g: torch.Generator) -> Any:
+        return x(g) if callable(x) else x
+
+    return lambda g: (
+        tuple(build(x, g) for x in makers),
+        {name: build(x, g) for name, x in keywords.items()},
+    )
+
+
+def transposed(make: Callable[[torch.Generator], Tensor]) -> Callable[[torch.Generator], Tensor]:
+    return lambda g: make(g).mT
+
+
+def channels_last(make: Callable[[torch.Generator], Tensor]) -> Callable[[torch.Generator], Tensor]:
+    return lambda g: make(g).to(memory_format=torch.channels_last)
+
+
+SAMPLES = [
+    Sample("sinkhorn", "square", call(cosine(64, 64)), False),
+    Sample("sinkhorn", "odd", call(cosine(37, 53)), False),
+    Sample("sinkhorn", "batched", call(cosine(2, 3, 19, 21), 0.2, 5), False),
+    Sample("sinkhorn", "log_space", call(cosine(33, 18), 0.01, 3), False),
+    Sample("sinkhorn", "no_iteration", call(cosine(9, 300), 0.1, 0), False),
+    Sample("sinkhorn", "tall", call(cosine(1100, 5)), False),
+    Sample("sinkhorn", "strided", call(transposed(cosine(40, 30))), False),
+    Sample("sinkhorn", "one_sample", call(cosine(1, 7)), False),
+    Sample("sinkhorn", "one_prototype", call(cosine(7, 1)), False),
+    Sample("sinkhorn", "no_problems", call(cosine(0, 3, 4)), False),
+    Sample("prototype_similarity", "plain", call(normal(13, 24), normal(17, 24))),
+    Sample("prototype_similarity", "batched", call(normal(2, 3, 8), normal(2, 5, 8))),
+    Sample("prototype_similarity", "broadcast", call(normal(2, 1, 3, 8), normal(4, 5, 8))),
+    Sample("prototype_similarity", "one_dimension", call(normal(5, 1), normal(3, 1))),
+    Sample("prototype_similarity", "strided", call(transposed(normal(6, 9)), normal(4, 6))),
+    Sample("prototype_similarity", "no_samples", call(normal(0, 6), normal(4, 6))),
+    Sample("prototype_loss", "plain", call(cosine(16, 32), codes(16, 32))),
+    Sample("prototype_loss", "odd", call(cosine(5, 300), codes(5, 300), 0.3)),
+    Sample("prototype_loss", "batched", call(cosine(2, 3, 7, 11), codes(2, 3, 7, 11))),
+    Sample("prototype_loss", "not_normalised", call(cosine(6, 9), normal(6, 9))),
+    Sample("prototype_loss", "strided", call(transposed(cosine(9, 6)), transposed(codes(9, 6)))),
+    Sample("prototype_loss", "one_prototype", call(cosine(4, 1), codes(4, 1))),
+    Sample("intrinsic_loss", "plain", call(units(32, 16))),
+    Sample("intrinsic_loss", "odd", call(units(67, 5), 2.0)),
+    Sample("intrinsic_loss", "batched", call(units(2, 3, 9, 4))),
+    Sample("intrinsic_loss", "strided", call(lambda g: units(16, 7)(g)[::2])),
+    Sample("intrinsic_loss", "one_prototype", call(units(1, 4))),
+    Sample("random_shift", "plain", call(normal(5, 3, 11, 13), 4, integers(-4, 4, 5, 2))),
+    Sample("random_shift", "beyond_the_edge", call(normal(6, 2, 3, 4), 9, integers(-9, 9, 6, 2))),
+    Sample(
+        "random_shift",
+        "channels_last",
+        call(channels_last(normal(4, 3, 9, 8)), 2, integers(-2, 2, 4, 2)),
+    ),
+    Sample(
+        "random_shift", "strided", call(transposed(normal(4, 3, 9, 8)), 2, integers(-2, 2, 4, 2))
+    ),
+    Sample("random_shift", "one_pixel", call(normal(3, 2, 1, 1), 2, integers(-2, 2, 3, 2))),
+    Sample("random_shift", "no_images", call(normal(0, 2, 5, 5), 2, integers(-2, 2, 0, 2))),
+    Sample("frame_stack", "plain", call(pixels(20, 3, 10, 12), integers(0, 19, 6, 3)), False),
+    Sample(
+        "frame_stack",
+        "shifted",
+        call(pixels(20, 3, 10, 12), integers(0, 19, 6, 3), integers(-4, 4, 6, 2)),
+        False,
+    ),
+    Sample(
+        "frame_stack",
+        "float",
+        call(
+            pixels(20, 3, 10, 13),
+            integers(0, 19, 6, 2),
+            integers(-4, 4, 6, 2),
+            dtype=torch.float32,
+        ),
+        False,
+    ),
+    Sample(
+        "frame_stack",
+        "strided",
+        call(
+            lambda g: pixels(20, 10, 12, 6)(g).permute(0, 3, 1, 2)[::2, ::2],
+            integers(0, 9, 6, 2),
+            integers(-3, 3, 6, 2),
+            3,
+            torch.bfloat16,
+        ),
+        False,
+    ),
+    Sample("frame_stack", "no_samples", call(pixels(4, 3, 5, 5), integers(0, 3, 0, 3)), False),
+    Sample("frame_stack", "no_frames", call(pixels(0, 3, 5, 5), integers(0, 3, 0, 3)), False),
+    Sample("knn_distance", "plain", call(normal(12, 8), normal(30, 8), 3)),
+    Sample("knn_distance", "nearest", call(normal(7, 16), normal(65, 16), 1)),
+    Sample("knn_distance", "farthest", call(normal(7, 3), normal(33, 3), 33)),
+    Sample("knn_distance", "strided", call(transposed(normal(8, 6)), transposed(normal(8, 20)), 2)),
+    Sample("knn_distance", "one_key", call(normal(5, 4), normal(1, 4), 1)),
+    Sample("knn_distance", "no_queries", call(normal(0, 4), normal(3, 4), 2)),
+]
