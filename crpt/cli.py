@@ -1,0 +1,93 @@
+"""What the command lines share: the preset, the run directory, and endings without a traceback."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar, get_args
+
+import torch
+import tyro
+
+from crpt.config import Preset
+from crpt.interrupt import Interrupted
+from crpt.run_directory import RunDirectory
+from crpt.stages import Context
+
+A = TypeVar("A", bound="Common")
+
+
+@dataclass(frozen=True)
+class Common:
+    """What every command takes."""
+
+    preset: Preset
+    """quick: minutes on a laptop. paper: arXiv 2302.05614 to the letter, for a GPU."""
+    run_dir: Path
+    """Config, metrics, encoder and checkpoints; the same command on the same directory goes on
+    where it stopped."""
+    device: str
+    """cpu, cuda, cuda:1, ..."""
+    seed: int = 0
+    """Of everything random: same seed, same machine, same figures."""
+
+
+def main(
+    name: str, make_arguments: Callable[[Preset, Path, str], A], command: Callable[[A], None]
+) -> None:
+    """Parse the command line over the preset's defaults, then run the command."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    preset, seed = _scan(sys.argv[1:], "paper" if device == "cuda" else "quick")
+    defaults = make_arguments(preset, Path("runs") / f"{preset}-seed{seed}", device)
+    arguments = tyro.cli(
+        type(defaults), prog=f"python -m crpt.{name}", default=defaults, description=command.__doc__
+    )
+    try:
+        with RunDirectory(arguments.run_dir).exclusive():
+            command(arguments)
+    except (Interrupted, KeyboardInterrupt) as error:
+        detail = f": {error}" if str(error) else ""
+        sys.exit(
+            _say(f"interrupted{detail}. The same command goes on from what is on disk.", code=130)
+        )
+    except (ValueError, TypeError, RuntimeError, OSError, ArithmeticError, ImportError) as error:
+        if os.environ.get("CRPT_TRACEBACK") == "1":
+            raise
+        sys.exit(_say(f"error: {error}\n(CRPT_TRACEBACK=1 shows where)", code=1))
+
+
+def context(
+    arguments: Common, *, dataset: Path | None = None, encoder: Path | None = None
+) -> Context:
+    """The stages' view of the arguments."""
+    device = torch.device(arguments.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"device should be one that torch can use, got {arguments.device}; cuda is not "
+            "available here"
+        )
+    return Context(
+        RunDirectory(arguments.run_dir),
+        arguments.seed,
+        str(device),
+        dataset=dataset,
+        encoder=encoder,
+    )
+
+
+def _scan(argv: list[str], default: Preset) -> tuple[Preset, str]:
+    """The preset and the seed, which decide on the other defaults, ahead of the real parsing."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--preset", default=default)
+    parser.add_argument("--seed", default="0")
+    known, _ = parser.parse_known_args([a for a in argv if a not in ("-h", "--help")])
+    return (known.preset if known.preset in get_args(Preset) else default), known.seed
+
+
+def _say(message: str, *, code: int) -> int:
+    print(message, file=sys.stderr)
+    return code

@@ -1,0 +1,136 @@
+"""The commands that run one stage each: `python -m crpt.collect | pretrain | probe | finetune |
+evaluate`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tyro.conf import OmitArgPrefixes
+
+from crpt import cli
+from crpt.config import (
+    PRESETS,
+    CollectConfig,
+    EvaluateConfig,
+    FinetuneConfig,
+    Preset,
+    PretrainConfig,
+    ProbeConfig,
+)
+from crpt.stages import (
+    StageOrderError,
+    collect_stage,
+    evaluate_stage,
+    finetune_stage,
+    pretrain_stage,
+    probe_stage,
+)
+from crpt.summary import evaluation_text, probe_table
+
+StageName = Literal["collect", "pretrain", "probe", "finetune", "evaluate"]
+
+
+@dataclass(frozen=True)
+class CollectArguments(cli.Common):
+    config: OmitArgPrefixes[CollectConfig] = CollectConfig()
+    dataset: Path | None = None
+    """Directory of the dataset; none: RUN_DIR/dataset."""
+
+
+@dataclass(frozen=True)
+class PretrainArguments(cli.Common):
+    config: OmitArgPrefixes[PretrainConfig] = PretrainConfig()
+    dataset: Path | None = None
+    """Directory of the dataset to train on; none: RUN_DIR/dataset."""
+
+
+@dataclass(frozen=True)
+class ProbeArguments(cli.Common):
+    config: OmitArgPrefixes[ProbeConfig] = ProbeConfig()
+    encoder: Path | None = None
+    """Directory of the encoder to probe; none: RUN_DIR/encoder."""
+
+
+@dataclass(frozen=True)
+class FinetuneArguments(cli.Common):
+    config: OmitArgPrefixes[FinetuneConfig] = FinetuneConfig()
+    encoder: Path | None = None
+    """Directory of the frozen encoder; none: RUN_DIR/encoder."""
+
+
+@dataclass(frozen=True)
+class EvaluateArguments(cli.Common):
+    config: OmitArgPrefixes[EvaluateConfig] = EvaluateConfig()
+    encoder: Path | None = None
+    """Directory of the frozen encoder; none: RUN_DIR/encoder."""
+
+
+def collect_command(arguments: CollectArguments) -> None:
+    """Record uniform random play in every domain into one dataset."""
+    context = cli.context(arguments, dataset=arguments.dataset)
+    context.run.claim({"seed": context.seed, "collect": arguments.config})
+    buffer = collect_stage(context, arguments.config)
+    for domain in buffer.domains:
+        print(f"{domain}: {buffer.num_transitions(domain)} transitions in {context.dataset_dir}")
+
+
+def pretrain_command(arguments: PretrainArguments) -> None:
+    """Pre-train the encoder on a dataset of random play."""
+    context = cli.context(arguments, dataset=arguments.dataset)
+    context.run.claim({"seed": context.seed, "pretrain": arguments.config})
+    pretrain_stage(context, arguments.config)
+    print(f"encoder in {context.encoder_dir}")
+
+
+def probe_command(arguments: ProbeArguments) -> None:
+    """Measure what the frozen encoder knows of the simulator's state, beside the same encoder at
+    init."""
+    context = cli.context(arguments, encoder=arguments.encoder)
+    context.run.claim({"seed": context.seed, "probe": arguments.config})
+    print(probe_table(probe_stage(context, arguments.config)))
+
+
+def finetune_command(arguments: FinetuneArguments) -> None:
+    """Train SAC on the frozen encoder's features of one task."""
+    context = cli.context(arguments, encoder=arguments.encoder)
+    context.run.claim({"seed": context.seed, "finetune": arguments.config})
+    finetune_stage(context, arguments.config)
+    print(f"agent in {context.run.checkpoint_dir}")
+
+
+def evaluate_command(arguments: EvaluateArguments) -> None:
+    """Compare the fine-tuned policy with uniform random actions."""
+    context = cli.context(arguments, encoder=arguments.encoder)
+    context.run.claim({"seed": context.seed, "evaluate": arguments.config})
+    finetuned = context.run.read_config().get("finetune")
+    if finetuned is None:
+        raise StageOrderError(
+            f"{context.run.path} should have a fine-tuned agent to evaluate; train one first: "
+            f"python -m crpt.finetune --run-dir {context.run.path}"
+        )
+    print(evaluation_text(evaluate_stage(context, arguments.config, FinetuneConfig(**finetuned))))
+
+
+_COMMANDS: dict[StageName, tuple[type[Any], Callable[[Any], None]]] = {
+    "collect": (CollectArguments, collect_command),
+    "pretrain": (PretrainArguments, pretrain_command),
+    "probe": (ProbeArguments, probe_command),
+    "finetune": (FinetuneArguments, finetune_command),
+    "evaluate": (EvaluateArguments, evaluate_command),
+}
+
+
+def run(stage: StageName) -> None:
+    """Parse the stage's command line and run it."""
+    arguments, command = _COMMANDS[stage]
+
+    def defaults(preset: Preset, run_dir: Path, device: str) -> cli.Common:
+        made: cli.Common = arguments(
+            preset, run_dir, device, config=getattr(PRESETS[preset], stage)
+        )
+        return made
+
+    cli.main(stage, defaults, command)

@@ -1,0 +1,224 @@
+"""The visual encoder f and its projector g: what pre-training makes and everything downstream
+uses."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from crpt.files import replace_file
+
+FORMAT_VERSION = 1
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+
+
+class EncoderFileError(ValueError):
+    """A directory that does not hold an encoder this version can load."""
+
+
+def orthogonal_init(module: nn.Module) -> None:
+    """Orthogonal weights (ReLU gain for convolutions), zero biases."""
+    if isinstance(module, nn.Conv2d):
+        nn.init.orthogonal_(module.weight, nn.init.calculate_gain("relu"))
+    elif isinstance(module, nn.Linear):
+        nn.init.orthogonal_(module.weight)
+    else:
+        return
+    if module.bias is not None:
+        nn.init.zeros_(module.bias)
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Geometry of f and g (design: Conv 3x3, 32 channels, strides 2, 1, 1, 1; Linear to 128)."""
+
+    in_channels: int = 9
+    """Three RGB frames."""
+    image_size: int = 84
+    channels: int = 32
+    strides: tuple[int, ...] = (2, 1, 1, 1)
+    projection_dim: int = 128
+    prototypes: int = 0
+    """Prototypes that travel with the encoder; 0: none."""
+    embedding_norm: Literal["none", "batch"] = "none"
+    """batch: standardise each embedding dimension over the batch (running statistics in eval)
+    before the unit length."""
+
+
+class Encoder(nn.Module):
+    """f and g: features h = f(obs / 255), embedding z = normalise(norm(g(h))).
+
+    h has 32 * 35 * 35 = 39,200 dimensions for 84x84 observations, z has 128 and unit length
+    (arXiv 2302.05614, section III). Orthogonal weights with ReLU gain, zero biases.
+    """
+
+    def __init__(self, config: EncoderConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or EncoderConfig()
+        layers: list[nn.Module] = []
+        channels, size = config.in_channels, config.image_size
+        for stride in config.strides:
+            layers += [
+                nn.Conv2d(channels, config.channels, kernel_size=3, stride=stride),
+                nn.ReLU(),
+            ]
+            channels, size = config.channels, (size - 3) // stride + 1
+        if size < 1:
+            raise ValueError(
+                "image_size should leave at least one pixel after the convolutions, got "
+                f"{config.image_size}"
+            )
+        self.convolutions = nn.Sequential(*layers)
+        self.feature_dim = channels * size * size
+        self.projector = nn.Linear(self.feature_dim, config.projection_dim)
+        self.norm = (
+            nn.BatchNorm1d(config.projection_dim, affine=False)
+            if config.embedding_norm == "batch"
+            else nn.Identity()
+        )
+        self.prototypes: Tensor
+        self.register_buffer("prototypes", torch.zeros(config.prototypes, config.projection_dim))
+        self.frozen = False
+        self.metadata: dict[str, Any] = {}
+        self.apply(orthogonal_init)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """features = f(obs / 255), uint8 [..., C, H, W] -> float [..., feature_dim].
+
+        Raises TypeError for another dtype and ValueError for another shape.
+        """
+        c = self.config
+        if obs.dtype != torch.uint8:
+            raise TypeError(f"obs should be uint8, got {obs.dtype}")
+        if obs.dim() < 3 or obs.shape[-3:] != (c.in_channels, c.image_size, c.image_size):
+            raise ValueError(
+                f"obs should be [..., {c.in_channels}, {c.image_size}, {c.image_size}], got "
+                f"{list(obs.shape)}"
+            )
+        weight = self.projector.weight
+        pixels = obs.reshape(-1, *obs.shape[-3:]).to(weight.dtype) / 255
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            return self.features(pixels).reshape(*obs.shape[:-3], self.feature_dim)
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """h = f(pixels), float [B, C, H, W] in [0, 1] -> [B, feature_dim]."""
+        h: Tensor = self.convolutions(pixels)
+        # The order of h is that of a contiguous [C, H, W] whatever the memory format of the
+        # convolutions.
+        return h.flatten(1)
+
+    def project(self, features: Tensor) -> Tensor:
+        """norm(g(h)), float [B, feature_dim] -> [B, projection_dim]; not yet of unit length."""
+        # Batch statistics in float32 whatever the precision of the layers before.
+        projected: Tensor = self.norm(self.projector(features).float())
+        return projected
+
+    def embed(self, obs: Tensor) -> Tensor:
+        """z = normalise(norm(g(f(obs / 255)))), uint8 [..., C, H, W] -> float [...,
+        projection_dim]."""
+        h = self(obs)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            return self.embed_features(h.reshape(-1, self.feature_dim)).reshape(*h.shape[:-1], -1)
+
+    def embed_features(self, features: Tensor) -> Tensor:
+        """z = normalise(norm(g(h))), float [B, feature_dim] -> [B, projection_dim]."""
+        return F.normalize(self.project(features), dim=-1)
+
+    def attach_prototypes(self, prototypes: Tensor) -> None:
+        """Let the prototypes [M, D] of pre-training travel with the encoder; rows of unit
+        length."""
+        self.prototypes = F.normalize(prototypes.detach(), dim=-1)
+        self.config = dataclasses.replace(self.config, prototypes=len(prototypes))
+
+    def freeze(self) -> Self:
+        """Eval mode for good (also under a parent's `.train()`), no gradient."""
+        self.frozen = True
+        self.requires_grad_(False)
+        return self.eval()
+
+    def train(self, mode: bool = True) -> Self:
+        return super().train(mode and not self.frozen)
+
+    def save_pretrained(
+        self, directory: str | Path, metadata: dict[str, Any] | None = None
+    ) -> None:
+        """Write model.safetensors and config.json; `metadata` says how the encoder came about."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        # Plain contiguous tensors: a channels-last weight would be stored transposed.
+        state = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
+        config = {
+            "format_version": FORMAT_VERSION,
+            "encoder": dataclasses.asdict(self.config),
+            "metadata": metadata if metadata is not None else self.metadata,
+        }
+        # The config goes last: a directory that has one is whole.
+        replace_file(directory / WEIGHTS_FILE, lambda path: save_file(state, path))
+        replace_file(
+            directory / CONFIG_FILE,
+            lambda path: path.write_text(json.dumps(config, indent=2) + "\n"),
+        )
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, frozen: bool = True) -> Self:
+        """Load an `encoder/` directory; frozen (the default) means eval mode and no gradient."""
+        directory = Path(path)
+        if (
+            not (directory / CONFIG_FILE).is_file()
+            and (directory / "encoder" / CONFIG_FILE).is_file()
+        ):
+            directory = directory / "encoder"  # a run directory
+        for name in (CONFIG_FILE, WEIGHTS_FILE):
+            if not (directory / name).is_file():
+                raise FileNotFoundError(
+                    f"{directory} should be an encoder directory with {CONFIG_FILE} and "
+                    f"{WEIGHTS_FILE}, "
+                    f"but {name} is missing"
+                )
+        try:
+            saved = json.loads((directory / CONFIG_FILE).read_text())
+            version = saved["format_version"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise EncoderFileError(
+                f"{directory / CONFIG_FILE} should be the JSON that save_pretrained writes, and "
+                f"is not ({error!r})"
+            ) from error
+        if version != FORMAT_VERSION:
+            raise EncoderFileError(
+                f"{directory} should have encoder format version {FORMAT_VERSION}, got {version}; "
+                "load it with the crpt release that wrote it"
+            )
+        try:
+            fields = dict(saved["encoder"])
+            encoder = cls(EncoderConfig(**fields | {"strides": tuple(fields["strides"])}))
+            encoder.load_state_dict(load_file(directory / WEIGHTS_FILE))
+            encoder.metadata = saved["metadata"]
+        except (ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
+            raise EncoderFileError(
+                f"{directory} should hold an encoder, but its files are damaged or do not belong "
+                "together "
+                f"({error}); export it again"
+            ) from error
+        return encoder.freeze() if frozen else encoder
+
+
+def initial_encoder(config: EncoderConfig, seed: int) -> Encoder:
+    """The encoder that pre-training with this seed begins with; torch's random state stays as it
+    is."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Encoder(dataclasses.replace(config, prototypes=0))
+
+
+def has_encoder(directory: Path) -> bool:
+    return (directory / CONFIG_FILE).is_file()

@@ -1,0 +1,72 @@
+"""Evaluation: the return of a policy over whole episodes (`python -m crpt.evaluate`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+Policy = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+"""observation uint8 [C, H, W] -> action [A] in [-1, 1]."""
+
+
+def evaluate_policy(
+    policy: Policy,
+    env: gymnasium.Env[Any, Any],
+    episodes: int,
+    *,
+    seed: int,
+    name: str = "",
+    progress: bool = False,
+) -> NDArray[np.float64]:
+    """return_e = sum of rewards of episode e, [episodes]; episode e begins from its own seed (seed,
+    e)."""
+    if episodes < 1:
+        raise ValueError(f"episodes should be at least 1, got {episodes}")
+    returns = np.zeros(episodes)
+    for episode in tqdm(
+        range(episodes), desc=name, unit="episode", disable=not progress, leave=False
+    ):
+        obs, _ = env.reset(seed=episode_seed(seed, episode))
+        done = False
+        while not done:
+            obs, reward, terminated, truncated, _ = env.step(policy(obs))
+            returns[episode] += float(reward)
+            done = terminated or truncated
+    return returns
+
+
+def episode_seed(seed: int, episode: int) -> int:
+    """One 32-bit seed per (seed, episode), unrelated for neighbouring numbers."""
+    return int(np.random.SeedSequence([seed, episode]).generate_state(1)[0])
+
+
+def random_policy(env: gymnasium.Env[Any, Any], *, seed: int) -> Policy:
+    """Uniform actions in [-1, 1]."""
+    rng = np.random.default_rng(seed)
+    space = env.action_space
+    assert isinstance(space, gymnasium.spaces.Box)
+
+    def act(obs: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return rng.uniform(space.low, space.high).astype(np.float32)
+
+    return act
+
+
+def summary(returns: NDArray[np.float64]) -> dict[str, float | int]:
+    """Mean, standard deviation (of the episodes) and number."""
+    return {
+        "return_mean": round(float(returns.mean()), 2),
+        "return_std": round(float(returns.std()), 2),
+        "episodes": len(returns),
+    }
+
+
+if __name__ == "__main__":
+    from crpt.commands import run
+
+    run("evaluate")

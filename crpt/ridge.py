@@ -1,0 +1,89 @@
+"""Linear probes: how much of a simulator's state a ridge regression reads from an embedding."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Matrix = NDArray[np.float64]
+LAMBDAS = tuple(10.0**e for e in range(-4, 3))
+
+
+def held_out_r2(x: Matrix, y: Matrix, episode: NDArray[np.int64], folds: int = 5) -> Matrix:
+    """R2_k = 1 - sum_n (y_nk - p_nk)^2 / sum_n (y_nk - mean y_k)^2, p_n predicted without n's
+    episode.
+
+    The episodes are dealt into `folds` parts; each part is predicted by a ridge regression on
+    standardised x, fitted on the others, whose penalty is chosen on a third of their episodes.
+
+    Args:
+        x: embeddings, [N, D].
+        y: states, [N, K].
+        episode: the episode of each row, [N].
+        folds: parts, from 2 to the number of episodes.
+
+    Returns:
+        [K]; NaN for a dimension of y that does not vary. 1: read without error; 0: no better than
+        the mean; negative: worse than the mean.
+
+    Raises:
+        ValueError: shapes that do not match, or too few episodes to fit, choose and hold out.
+    """
+    numbers = np.unique(episode)
+    if not len(x) == len(y) == len(episode):
+        raise ValueError(
+            f"x, y and episode should be of one length, got {len(x)}, {len(y)}, {len(episode)}"
+        )
+    if not 2 <= folds <= len(numbers) or len(numbers) < 3:
+        raise ValueError(
+            f"folds should be in [2, {len(numbers)}], the episodes, of at least 3, got {folds}"
+        )
+    predicted = np.empty_like(y)
+    for fold in range(folds):
+        held_out = np.isin(episode, numbers[fold::folds])
+        fitted = numbers[~np.isin(numbers, numbers[fold::folds])]
+        choosing = np.isin(episode, fitted[::3]) if len(fitted) > 1 else ~held_out
+        fitting = ~held_out & ~choosing if len(fitted) > 1 else ~held_out
+        penalty = _choose_penalty(x, y, fitting, choosing)
+        predicted[held_out] = _predict(x, y, ~held_out, held_out, [penalty])[0]
+    residual = ((y - predicted) ** 2).sum(axis=0)
+    total = ((y - y.mean(axis=0)) ** 2).sum(axis=0)
+    varies = total > 1e-12 * len(y) * (1 + (y**2).mean(axis=0))
+    r2: Matrix = np.where(varies, 1 - residual / np.where(varies, total, 1), np.nan)
+    return r2
+
+
+def _choose_penalty(
+    x: Matrix, y: Matrix, fitting: NDArray[np.bool_], choosing: NDArray[np.bool_]
+) -> float:
+    """The penalty with the least squared error on `choosing`, every state dimension in units of its
+    deviation."""
+    scale = y.std(axis=0) + 1e-12
+    errors = [
+        (((y[choosing] - p) / scale) ** 2).mean()
+        for p in _predict(x, y, fitting, choosing, LAMBDAS)
+    ]
+    return LAMBDAS[int(np.argmin(errors))]
+
+
+def _predict(
+    x: Matrix,
+    y: Matrix,
+    fitting: NDArray[np.bool_],
+    wanted: NDArray[np.bool_],
+    penalties: list[float] | tuple[float, ...],
+) -> list[Matrix]:
+    """Fit on the rows `fitting`, predict the rows `wanted`, once per penalty (of a row's mean
+    square)."""
+    mean, deviation = x[fitting].mean(axis=0), x[fitting].std(axis=0)
+    # A dimension that does not vary while fitting says nothing, whatever it does elsewhere.
+    scale = np.where(deviation > 1e-12, 1 / np.maximum(deviation, 1e-12), 0.0)
+    fit, want = (x[fitting] - mean) * scale, (x[wanted] - mean) * scale
+    y_mean = y[fitting].mean(axis=0)
+    values, vectors = np.linalg.eigh(fit.T @ fit / len(fit))
+    projected = vectors.T @ (fit.T @ (y[fitting] - y_mean)) / len(fit)
+    wanted_vectors = want @ vectors
+    return [
+        wanted_vectors @ (projected / (np.maximum(values, 0) + penalty)[:, None]) + y_mean
+        for penalty in penalties
+    ]

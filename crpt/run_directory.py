@@ -1,0 +1,181 @@
+"""The run directory: what a run was asked to do, what it measured, and where it stopped.
+
+    config.json  metrics.jsonl  encoder/  checkpoints/
+
+Every stage opens it with its own config. The first time the config is written down; after that it
+must be the same, so that a run that goes on is the run that was begun.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from crpt.files import replace_file
+
+
+class ConfigMismatchError(ValueError):
+    """A run directory was opened with another config than the one it was begun with."""
+
+
+class RunDirectoryBusyError(RuntimeError):
+    """Another process works in the run directory."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read."""
+
+
+class RunDirectory:
+    """One run's files. Paths are made when first written to."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config_file = self.path / "config.json"
+        self.metrics_file = self.path / "metrics.jsonl"
+        self.encoder_dir = self.path / "encoder"
+        self.checkpoint_dir = self.path / "checkpoints"
+        self.dataset_dir = self.path / "dataset"
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Hold the directory for this process; the lock goes with the process, however it ends."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise RunDirectoryBusyError(
+                    f"another process is running in {self.path}; wait for it, or choose another "
+                    "--run-dir"
+                ) from error
+            yield
+
+    def read_config(self) -> dict[str, Any]:
+        if not self.config_file.exists():
+            return {}
+        try:
+            config: dict[str, Any] = json.loads(self.config_file.read_text())
+        except ValueError as error:
+            raise ConfigMismatchError(
+                f"{self.config_file} is not readable JSON ({error}); choose another --run-dir"
+            ) from error
+        return config
+
+    def claim(self, sections: dict[str, Any]) -> None:
+        """Write down `sections` (name -> dataclass or value), or check them against what is there.
+
+        Raises ConfigMismatchError with every field that differs. Fields marked
+        `metadata={"resumable": True}` may change between runs: they say how, not what.
+        """
+        wanted = {name: _plain(section) for name, section in sections.items()}
+        present = self.read_config()
+        differing = [
+            f"  {name}: {was!r} -> {now!r}"
+            for name, (was, now) in sorted(_differences(present, wanted).items())
+            if name not in _free_fields(sections)
+        ]
+        if differing:
+            raise ConfigMismatchError(
+                f"{self.path} was begun with another config; these fields differ (there -> asked "
+                "for):\n"
+                + "\n".join(differing)
+                + "\nAsk for the same config to go on, or choose another --run-dir."
+            )
+        self.path.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(present | wanted, indent=2) + "\n"
+        replace_file(self.config_file, lambda path: path.write_text(text))
+
+    def log(self, stage: str, step: int, **values: float | int | str | None) -> None:
+        """Append one line to metrics.jsonl."""
+        line = json.dumps({"stage": stage, "step": step} | values)
+        with self.metrics_file.open("a") as file:
+            file.write(line + "\n")
+
+    def metrics(self, stage: str | None = None) -> list[dict[str, Any]]:
+        """All whole lines of metrics.jsonl, of one stage or of all."""
+        lines = []
+        if self.metrics_file.exists():
+            for text in self.metrics_file.read_text().splitlines():
+                try:
+                    line = json.loads(text)
+                except ValueError:
+                    continue  # a line cut short by a kill
+                if stage is None or line["stage"] == stage:
+                    lines.append(line)
+        return lines
+
+    def rewind_metrics(self, stage: str, step: int) -> None:
+        """Forget the stage's lines after `step`: they are about to be measured again."""
+        if not self.metrics_file.exists():
+            return
+        kept = [line for line in self.metrics() if line["stage"] != stage or line["step"] <= step]
+        text = "".join(json.dumps(line) + "\n" for line in kept)
+        replace_file(self.metrics_file, lambda path: path.write_text(text))
+
+    def save_checkpoint(self, name: str, state: dict[str, Any]) -> None:
+        """Write checkpoints/NAME.pt in one step: tensors and plain values only."""
+        self.checkpoint_dir.mkdir(parents=True, exist_ok=True)
+        replace_file(self.checkpoint_dir / f"{name}.pt", lambda path: torch.save(state, path))
+
+    def load_checkpoint(self, name: str) -> dict[str, Any] | None:
+        """The state last saved under this name, or None."""
+        path = self.checkpoint_dir / f"{name}.pt"
+        if not path.exists():
+            return None
+        try:
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises half a dozen types for a damaged file
+            raise CheckpointError(
+                f"{path} cannot be read ({error}); delete it to begin the stage again"
+            ) from error
+        return state
+
+    def write_json(self, name: str, value: Any) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(value, indent=2) + "\n"
+        replace_file(self.path / name, lambda path: path.write_text(text))
+
+    def read_json(self, name: str) -> Any:
+        """The content of NAME, or None where it is not there yet."""
+        path = self.path / name
+        return json.loads(path.read_text()) if path.exists() else None
+
+
+def _plain(value: Any) -> Any:
+    """What the value is after a round trip through JSON (tuples are lists there)."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = dataclasses.asdict(value)
+    return json.loads(json.dumps(value, default=str))
+
+
+def _differences(present: Any, wanted: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """Fields that both have, or that one lacks inside a section that both have, with their two
+    values."""
+    if not (isinstance(present, dict) and isinstance(wanted, dict)):
+        return {} if present == wanted else {prefix: (present, wanted)}
+    names = present.keys() | wanted.keys() if prefix else present.keys() & wanted.keys()
+    found: dict[str, tuple[Any, Any]] = {}
+    for name in names:
+        inner = f"{prefix}.{name}" if prefix else name
+        found |= _differences(present.get(name), wanted.get(name), inner)
+    return found
+
+
+def _free_fields(sections: dict[str, Any]) -> set[str]:
+    free = set()
+    for name, section in sections.items():
+        if dataclasses.is_dataclass(section):
+            free |= {
+                f"{name}.{f.name}"
+                for f in dataclasses.fields(section)
+                if f.metadata.get("resumable")
+            }
+    return free

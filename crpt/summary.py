@@ -1,0 +1,120 @@
+"""What a run has shown, in one table a person reads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from crpt.run_directory import RunDirectory
+
+
+def summarise(run: RunDirectory) -> dict[str, Any]:
+    """The figures of a finished run, from its files."""
+    probes: list[dict[str, Any]] = run.read_json("probe.json") or []
+    return {
+        "probe": probes,
+        "mean_gain_seen": _mean_gain(probes, seen=True),
+        "mean_gain_unseen": _mean_gain(probes, seen=False),
+        "pretrain": _last_round(run.metrics("pretrain")),
+        "evaluation": run.read_json("evaluation.json"),
+    }
+
+
+def _mean_gain(probes: list[dict[str, Any]], *, seen: bool) -> float | None:
+    gains = [p["gain"] for p in probes if p["seen"] == seen]
+    return float(np.mean(gains)) if gains else None
+
+
+def _last_round(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [line for line in lines if line["step"] == lines[-1]["step"]]
+
+
+def render(summary: dict[str, Any]) -> str:
+    """The summary as text."""
+    parts = []
+    if summary["probe"]:
+        parts.append(
+            "What the embedding z knows: held-out ridge-probe R2 of the simulator's state\n"
+        )
+        parts.append(probe_table(summary["probe"]))
+    if summary["pretrain"]:
+        parts.append(
+            "\nPre-training, last round (distance from the trivial solution: log M - L_comp)\n"
+        )
+        parts.append(_pretrain_table(summary["pretrain"]))
+    if summary["evaluation"]:
+        parts.append(evaluation_text(summary["evaluation"]))
+    return "\n".join(parts)
+
+
+def probe_table(probes: list[dict[str, Any]]) -> str:
+    """One line per domain, seen domains first, and the means."""
+    columns = ("domain", "", "R2 at init", "R2", "gain", "rank at init", "rank", "prototypes")
+    rows = [
+        (
+            p["domain"],
+            "seen" if p["seen"] else "unseen",
+            f"{p['r2_init']:.3f}",
+            f"{p['r2']:.3f}",
+            f"{p['gain']:+.3f}",
+            f"{p['effective_rank_init']:.1f}",
+            f"{p['effective_rank']:.1f}",
+            str(p["prototypes_in_use"]),
+        )
+        for p in probes
+    ]
+    for seen, name in ((True, "seen"), (False, "unseen")):
+        group = [p for p in probes if p["seen"] == seen]
+        if group:
+            init, trained = (float(np.mean([p[key] for p in group])) for key in ("r2_init", "r2"))
+            gain = f"{trained - init:+.3f}"
+            rows.append(("mean", name, f"{init:.3f}", f"{trained:.3f}", gain, "", "", ""))
+    return _table(columns, rows)
+
+
+def _pretrain_table(lines: list[dict[str, Any]]) -> str:
+    columns = ("batch of", "L_comp", "L_intr", "distance", "prototypes", "rank")
+    rows = [
+        (
+            line["domain"],
+            f"{line['comparison_loss']:.3f}",
+            f"{line['intrinsic_loss']:.4f}",
+            f"{line['distance_from_trivial']:.3f}",
+            str(line["prototypes_in_use"]),
+            f"{line['effective_rank']:.1f}",
+        )
+        for line in lines
+    ]
+    return _table(columns, rows)
+
+
+def evaluation_text(evaluation: dict[str, Any]) -> str:
+    """Return of the policy beside that of random actions."""
+    rows = [
+        (
+            label,
+            f"{evaluation[name]['return_mean']:.1f}",
+            f"{evaluation[name]['return_std']:.1f}",
+            str(evaluation[name]["episodes"]),
+        )
+        for name, label in (("policy", "fine-tuned policy"), ("random", "uniform random policy"))
+    ]
+    title = (
+        f"\nReturn on {evaluation['task']} after {evaluation['agent_steps']} agent steps "
+        "on the frozen encoder\n"
+    )
+    return title + "\n" + _table(("", "mean", "deviation", "episodes"), rows)
+
+
+def _table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    """Text columns: words to the left, numbers to the right."""
+    widths = [max(len(row[i]) for row in [columns, *rows]) for i in range(len(columns))]
+    lines = []
+    for row in [columns, tuple("-" * width for width in widths), *rows]:
+        cells = [
+            cell.ljust(width) if rows and rows[0][i][:1].isalpha() else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  " + "  ".join(cells).rstrip())
+    return "\n".join(lines)
