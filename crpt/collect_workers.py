@@ -92,50 +92,76 @@ def record_in_processes(
     Raises what the first failing worker raised; the others are stopped, and keep what they
     committed.
     """
-    waiting = deque(domains)
-    attempts = dict.fromkeys(domains, 0)
-    busy: list[_Worker] = []
-
-    def start(worker: _Worker | None = None) -> None:
-        worker = worker or _Worker(config, dataset, seed, make_env)
-        busy.append(worker)
-        attempts[waiting[0]] += 1
-        worker.begin(waiting.popleft())
-
+    crew = _Crew(domains, workers, lambda: _Worker(config, dataset, seed, make_env))
     try:
-        while busy or waiting:
-            while waiting and len(busy) < workers:
-                start()
-            ready = multiprocessing.connection.wait([w.connection for w in busy], _POLL_SECONDS)
+        while crew.assign():
+            ready = multiprocessing.connection.wait(crew.connections(), _POLL_SECONDS)
             buffer = ReplayBuffer.open(dataset)
             counts = {d: buffer.num_transitions(d) for d in domains if d in buffer.domains}
             on_progress(counts)
-            for worker in list(busy):
-                try:
-                    if worker.connection in ready:
-                        error = worker.connection.recv()
-                        if error is not None:
-                            raise error
-                        busy.remove(worker)
-                        if waiting:
-                            start(worker)
-                        else:
-                            worker.kill()
-                    elif worker.has_stalled(counts.get(worker.domain, 0)):
-                        raise EOFError
-                except (EOFError, ConnectionError):
-                    busy.remove(worker)
-                    problem = f"the process recording {worker.domain} {worker.problem()}"
-                    if attempts[worker.domain] == _ATTEMPTS:
-                        raise CollectError(
-                            f"{problem}, {_ATTEMPTS} times; what was committed is whole: "
-                            "run the same command again, perhaps with fewer workers"
-                        ) from None
-                    _log.warning("%s; starting another", problem)
-                    waiting.appendleft(worker.domain)
+            crew.attend(ready, counts)
     finally:
-        for worker in busy:
+        crew.kill()
+
+
+class _Crew:
+    """The workers, each with a domain, and the domains that wait for one."""
+
+    def __init__(
+        self, domains: Sequence[str], size: int, new_worker: Callable[[], _Worker]
+    ) -> None:
+        self._waiting = deque(domains)
+        self._size = size
+        self._new_worker = new_worker
+        self._idle: list[_Worker] = []
+        self._busy: list[_Worker] = []
+        self._failures: dict[str, tuple[int, int]] = {}
+
+    def assign(self) -> bool:
+        """Gives waiting domains to workers; false when all domains are recorded."""
+        while self._waiting and len(self._busy) < self._size:
+            worker = self._idle.pop() if self._idle else self._new_worker()
+            self._busy.append(worker)
+            worker.begin(self._waiting.popleft())
+        return bool(self._busy)
+
+    def connections(self) -> list[Connection]:
+        return [worker.connection for worker in self._busy]
+
+    def attend(self, ready: Sequence[object], counts: dict[str, int]) -> None:
+        """Takes in what workers said; raises their errors, and replaces those that died or hang."""
+        for worker in list(self._busy):
+            count = counts.get(worker.domain, 0)
+            try:
+                if worker.connection in ready:
+                    error = worker.connection.recv()
+                    if error is not None:
+                        raise error
+                    self._busy.remove(worker)
+                    self._idle.append(worker)
+                elif worker.has_stalled(count):
+                    self._replace(worker, count)
+            except (EOFError, ConnectionError):
+                self._replace(worker, count)
+
+    def kill(self) -> None:
+        for worker in self._busy + self._idle:
             worker.kill()
+
+    def _replace(self, worker: _Worker, count: int) -> None:
+        self._busy.remove(worker)
+        problem = f"the process recording {worker.domain} {worker.problem()}"
+        # Ends that come again and again at one place; one that got further starts the count anew.
+        place, times = self._failures.get(worker.domain, (-1, 0))
+        times = times + 1 if count <= place else 1
+        if times == _ATTEMPTS:
+            raise CollectError(
+                f"{problem}, {times} times; what was committed is whole: run the same command "
+                "again, perhaps with fewer workers"
+            )
+        self._failures[worker.domain] = (max(count, place), times)
+        _log.warning("%s; starting another", problem)
+        self._waiting.appendleft(worker.domain)
 
 
 def _main(

@@ -324,6 +324,14 @@ def test_a_worker_that_ends_is_replaced_and_no_byte_changes(tmp_path, monkeypatc
     assert buffer.num_transitions(f"{how}_once") == 100
 
 
+def test_workers_that_die_often_but_get_further_are_carried_through(tmp_path, monkeypatch):
+    monkeypatch.setenv("TOY_MARK", str(tmp_path / "mark"))
+    changes = {"domains": ("dies_often", "fast_b"), "transitions": 70}
+    toy_collect(tmp_path / "data", toy_env.make_ending, workers=2, **changes)
+    toy_collect(tmp_path / "whole", **changes)
+    assert contents(tmp_path / "data") == contents(tmp_path / "whole")
+
+
 def test_a_worker_that_always_dies_is_given_up(tmp_path, monkeypatch):
     monkeypatch.setenv("TOY_MARK", str(tmp_path / "mark"))
     with pytest.raises(

@@ -260,7 +260,7 @@ BAD = {
     "no cursor": (lambda p: (p / "toy/cursor").unlink(), replay.DatasetCorruptError, "24 bytes"),
     "short cursor": (lambda p: shorten(p, "toy/cursor", 8), replay.DatasetCorruptError, "24 bytes"),
     "beyond": (lambda p: set_cursor(p, 101, 0, 0), replay.DatasetCorruptError, "does not fit"),
-    "sealed": (lambda p: set_cursor(p, 10, 11, 0), replay.DatasetCorruptError, "does not fit"),
+    "sealed": (lambda p: set_cursor(p, 10, 12, 0), replay.DatasetCorruptError, "does not fit"),
     "huge": (lambda p: set_cursor(p, 2**63, 0, 0), replay.DatasetCorruptError, "does not fit"),
 }
 

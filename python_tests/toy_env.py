@@ -71,14 +71,15 @@ def make_failing(domain: str, **settings: Any) -> gymnasium.Env:
 
 
 class _EndsOnce(ToyEnv):
-    """Ends or hangs its process in its 20th step, unless the file named by TOY_MARK says it did."""
+    """Ends or hangs its process: once (the file named by TOY_MARK says it did), often or always."""
 
     steps = 0
 
     def step(self, action):
         self.steps += 1
         mark = Path(os.environ["TOY_MARK"])
-        if self.steps == 20 and (self.domain.endswith("always") or not mark.exists()):
+        due = self.steps == 20 and (self.domain.endswith("often") or not mark.exists())
+        if due or self.domain.endswith("always"):
             mark.touch()
             if self.domain.startswith("hangs"):
                 time.sleep(600)
@@ -87,7 +88,7 @@ class _EndsOnce(ToyEnv):
 
 
 def make_ending(domain: str, **settings: Any) -> gymnasium.Env:
-    """`dies*` and `hangs*` do so in their 20th step, once; `dies_always` every time."""
+    """`dies_once`, `hangs_once`: in the 20th step. `*_often`: of every process. `*_always`: 1st."""
     if domain.startswith(("dies", "hangs")):
         return _EndsOnce(domain)
     return make(domain, **settings)

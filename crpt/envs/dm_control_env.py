@@ -25,8 +25,9 @@ class DMControlEnv(gymnasium.Env):
     Observations are uint8 [3, H, W]; actions float32 in [-1, 1], mapped linearly onto the task's
     range (an actuator without limits gets them as they are). `terminated` means that the discount
     fell to 0, `truncated` that the time limit was reached. `info` has `discount`, the product over
-    the repeat, and `state`, float64, the simulator's position, velocity and activation. An episode
-    is a pure function of reset's seed and the actions.
+    the repeat, and `state`, float64, the simulator's position, velocity and activation. A
+    simulation that diverges ends truncated at its last sound frame, with `physics_error` in `info`.
+    An episode is a pure function of reset's seed and the actions.
     """
 
     metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012, gymnasium's own convention

@@ -116,7 +116,7 @@ class FileStore(Store):
 
     def _check_cursor(self) -> None:
         committed, sealed, floor = (int(self.cursor[word]) for word in (COMMITTED, SEALED, FLOOR))
-        if sealed > committed or abs(committed - floor) > self.capacity:
+        if sealed > committed + 1 or abs(committed - floor) > self.capacity:
             raise DatasetCorruptError(
                 f"{self._directory / 'cursor'} does not fit its arrays of {self.capacity} steps "
                 f"(committed {committed}, sealed {sealed}, floor {floor}); {_REMEDY}"

@@ -7,7 +7,7 @@ The cursor is three words. One writer stores to them, each with one aligned 8-by
 of readers, in any process, load them:
 
     committed   steps before it are whole: stored after the step's data
-    sealed      end of the last whole episode: stored after `committed`
+    sealed      end of the last whole episode: stored after its data, before `committed`
     floor       oldest step not yet overwritten: stored before the overwriting
 
 So a writer killed at any moment leaves [floor, committed) whole, and its successor goes on from

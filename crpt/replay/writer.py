@@ -141,7 +141,7 @@ class Writer:
         arrays["is_first"][slot] = first
         arrays["is_last"][slot] = last
         arrays["states"][slot] = state
-        store.cursor[COMMITTED] = step + 1
         if last:
             store.cursor[SEALED] = step + 1
+        store.cursor[COMMITTED] = step + 1
         self._open = not last
