@@ -139,6 +139,16 @@ TEST(CudaSinkhornFloat, ManySamples) {
   expect_near(codes_of(scores, p), expected_codes(scores, p), tolerance<float>(50), 1e-7);
 }
 
+// The extremes lie in parts of the scores that different blocks look at: together they need log space.
+TEST(CudaSinkhornFloat, ExtremesFarApart) {
+  const Problem p{1, 70, 65, 3, 1.0};
+  std::vector<double> values = normal(p.batch * p.prototypes, 1, 2);
+  values[100] = 30;
+  values[4400] = -30;
+  const auto scores = write_all<float>(values);
+  expect_near(codes_of(scores, p), expected_codes(scores, p), tolerance<float>(500), 1e-7);
+}
+
 TEST(CudaSinkhornFloat, TheWholeRangeOfFloat) {
   const Problem p{1, 6, 4, 3, 1e-3};
   const float most = std::numeric_limits<float>::max();

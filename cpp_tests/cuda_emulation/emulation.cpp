@@ -76,10 +76,11 @@ class Device {
       return fail_with(cudaErrorInvalidConfiguration, "grid or block has a size that is not emulated");
     }
     gridDim = g;
+    if (block_limit_ != 0) gridDim.x = std::min(gridDim.x, block_limit_);
     blockDim = b;
     thread_ = &thread;
     while (fibers_.size() < b.x) fibers_.push_back(std::make_unique<Fiber>());
-    for (unsigned block : permutation(g.x)) {
+    for (unsigned block : permutation(gridDim.x)) {
       blockIdx = {block, 0, 0};
       if (const cudaError_t error = run_block(b.x); error != cudaSuccess) return error;
     }
@@ -131,6 +132,10 @@ class Device {
     order_ = order;
     random_.seed(0);
   }
+  void set_block_limit(unsigned blocks) {
+    const std::lock_guard lock(mutex_);
+    block_limit_ = blocks;
+  }
   std::string last_failure() {
     const std::lock_guard lock(mutex_);
     return last_failure_;
@@ -141,19 +146,24 @@ class Device {
   }
 
  private:
+  // One warp runs as far as it can before another does: threads that only barriers keep together are as far
+  // apart as the barriers allow.
   cudaError_t run_block(unsigned threads) {
     for (unsigned t = 0; t < threads; ++t) start(t);
     while (true) {
-      for (unsigned t : permutation(threads)) {
-        if (fibers_[t]->state != State::kReady) continue;
-        resume(t);
-        if (!failure_now_.empty()) return fail_with(cudaErrorAssert, std::exchange(failure_now_, ""));
+      for (unsigned warp : permutation(threads / kWarpSize)) {
+        do {
+          for (unsigned lane : permutation(kWarpSize)) {
+            const unsigned t = warp * kWarpSize + lane;
+            if (fibers_[t]->state == State::kReady) resume(t);
+            if (!failure_now_.empty()) {
+              return fail_with(cudaErrorAssert, std::exchange(failure_now_, ""));
+            }
+          }
+        } while (release_warp(warp * kWarpSize));
       }
-      const unsigned done = count(threads, State::kDone);
-      if (done == threads) return cudaSuccess;
-      if (!release_warps(threads) && !release_block(threads)) {
-        return fail_with(cudaErrorLaunchFailure, stuck(threads));
-      }
+      if (count(threads, State::kDone) == threads) return cudaSuccess;
+      if (!release_block(threads)) return fail_with(cudaErrorLaunchFailure, stuck(threads));
     }
   }
 
@@ -198,25 +208,24 @@ class Device {
     return found;
   }
 
-  // A warp goes on when all lanes of the mask wait at one place with that mask.
-  bool release_warps(unsigned threads) {
+  // Lanes go on when all of their mask wait at one place with that mask.
+  bool release_warp(unsigned base) {
     bool released = false;
-    for (unsigned t = 0; t < threads; ++t) {
-      const Fiber& first = *fibers_[t];
+    for (unsigned lane = 0; lane < kWarpSize; ++lane) {
+      const Fiber& first = *fibers_[base + lane];
       if (first.state != State::kAtWarp) continue;
-      const unsigned base = t / kWarpSize * kWarpSize;
-      bool complete = (first.mask >> (t - base) & 1u) != 0;
-      for (unsigned lane = 0; lane < kWarpSize && complete; ++lane) {
-        const Fiber& other = *fibers_[base + lane];
-        if (first.mask >> lane & 1u) {
-          complete = other.state == State::kAtWarp && other.mask == first.mask &&
-                     same_place(other.site, first.site);
+      bool complete = (first.mask >> lane & 1u) != 0;
+      for (unsigned other = 0; other < kWarpSize && complete; ++other) {
+        const Fiber& fiber = *fibers_[base + other];
+        if (first.mask >> other & 1u) {
+          complete = fiber.state == State::kAtWarp && fiber.mask == first.mask &&
+                     same_place(fiber.site, first.site);
         }
       }
       if (!complete) continue;
       const unsigned mask = first.mask;
-      for (unsigned lane = 0; lane < kWarpSize; ++lane) {
-        if (mask >> lane & 1u) fibers_[base + lane]->state = State::kReady;
+      for (unsigned other = 0; other < kWarpSize; ++other) {
+        if (mask >> other & 1u) fibers_[base + other]->state = State::kReady;
       }
       released = true;
     }
@@ -266,6 +275,7 @@ class Device {
   std::size_t host_size_ = 0;
   const std::function<void()>* thread_ = nullptr;
   unsigned current_ = 0;
+  unsigned block_limit_ = 0;
   std::string failure_now_, last_failure_;
   long launches_ = 0;
   Order order_ = Order::kAscending;
@@ -295,6 +305,7 @@ unsigned ballot(unsigned mask, bool vote, Site site) { return device().ballot(ma
 [[noreturn]] void fail(const char* reason) { throw std::runtime_error(reason); }
 
 void set_order(Order order) { device().set_order(order); }
+void set_block_limit(unsigned blocks) { device().set_block_limit(blocks); }
 std::string last_failure() { return device().last_failure(); }
 long launch_count() { return device().launches(); }
 
