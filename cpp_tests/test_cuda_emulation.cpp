@@ -1,4 +1,5 @@
-// The emulated device itself: a test that runs on it proves nothing unless it finds what it should find.
+// The emulated device itself: a test that runs on it proves nothing unless it finds what it should
+// find.
 #include "kernels/device.cuh"
 #include "testing.h"
 
@@ -61,7 +62,8 @@ TEST(CudaEmulation, ThreadOrdersShowARace) {
   EXPECT_NE(ascending, descending);
 }
 
-// Two barriers in a loop, of which one is missing: a warp that is ahead overwrites what another has yet to read.
+// Two barriers in a loop, of which one is missing: a warp that is ahead overwrites what another has
+// yet to read.
 __global__ void overtaking_kernel(int* out) {
   __shared__ int shared[kThreads];
   for (int round = 0; round < 2; ++round) {
@@ -106,8 +108,8 @@ TEST(CudaEmulation, HalfConversions) {
     const __half h{static_cast<uint16_t>(bits)};
     const int exponent = static_cast<int>(bits >> 10 & 31u);
     const double mantissa = bits & 1023u;
-    double expected = exponent == 0 ? std::ldexp(mantissa, -24)
-                                    : std::ldexp(1024 + mantissa, exponent - 25);
+    double expected =
+        exponent == 0 ? std::ldexp(mantissa, -24) : std::ldexp(1024 + mantissa, exponent - 25);
     if (exponent == 31) expected = mantissa != 0 ? NAN : INFINITY;
     const float value = __half2float(h);
     if (std::isnan(expected)) {

@@ -9,7 +9,7 @@ namespace {
 struct Sizes {
   int64_t queries, keys, width, k;
 };
-constexpr Sizes kSizes[] = {{1, 1, 1, 1},   {5, 3, 2, 3},    {7, 65, 33, 3}, {66, 70, 16, 1},
+constexpr Sizes kSizes[] = {{1, 1, 1, 1},   {5, 3, 2, 3},     {7, 65, 33, 3},  {66, 70, 16, 1},
                             {3, 300, 5, 7}, {2, 300, 5, 300}, {4, 40, 130, 20}};
 
 template <class T>
@@ -17,7 +17,8 @@ double distance_of(const std::vector<T>& queries, int64_t b, const std::vector<T
                    int64_t width) {
   double sum = 0;
   for (int64_t d = 0; d < width; ++d) {
-    sum += std::pow(Element<T>::read(queries[b * width + d]) - Element<T>::read(keys[q * width + d]), 2);
+    sum += std::pow(
+        Element<T>::read(queries[b * width + d]) - Element<T>::read(keys[q * width + d]), 2);
   }
   return std::sqrt(sum);
 }
@@ -76,7 +77,8 @@ TYPED_TEST(CudaKnnDistance, NearNeighboursDoNotCancel) {
   const double step = 128 * Element<T>::kEpsilon;  // so that 128 + q * step is exact
   std::vector<double> values;
   for (int64_t q = 0; q < s.keys; ++q) {
-    for (int64_t d = 0; d < s.width; ++d) values.push_back(128 + (d == 0 ? double(q + 1) * step : 0));
+    for (int64_t d = 0; d < s.width; ++d)
+      values.push_back(128 + (d == 0 ? double(q + 1) * step : 0));
   }
   const auto [distance, index] =
       nearest_of(write_all<T>(std::vector<double>(s.width, 128)), write_all<T>(values), s);
@@ -163,10 +165,9 @@ TEST(CudaKnnDistanceValues, NoQueriesAndBadIndices) {
   const std::vector<float> one{1};
   std::vector<float> out(1);
   const int64_t bad = 1;
-  EXPECT_EQ(cudaErrorAssert,
-            launch_knn_distance_backward_queries(Dtype::kFloat32, one.data(), one.data(),
-                                                 one.data(), one.data(), &bad, out.data(), 1, 1, 1,
-                                                 nullptr));
+  EXPECT_EQ(cudaErrorAssert, launch_knn_distance_backward_queries(
+                                 Dtype::kFloat32, one.data(), one.data(), one.data(), one.data(),
+                                 &bad, out.data(), 1, 1, 1, nullptr));
 }
 
 }  // namespace

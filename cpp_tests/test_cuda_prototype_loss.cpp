@@ -77,10 +77,9 @@ TYPED_TEST(CudaPrototypeLoss, FollowsTheFormula) {
       const auto loss = in_every_order([&] {
         auto out = unwritten<T>(size.items);
         auto row_loss = unwritten<A>(size.items * size.batch);
-        EXPECT_LAUNCHED(launch_prototype_loss(Element<T>::kDtype, in.scores.data(),
-                                              in.codes.data(), out.data(), logsumexp.data(),
-                                              row_loss.data(), size.items, size.batch,
-                                              size.prototypes, kTemperature, nullptr));
+        EXPECT_LAUNCHED(launch_prototype_loss(
+            Element<T>::kDtype, in.scores.data(), in.codes.data(), out.data(), logsumexp.data(),
+            row_loss.data(), size.items, size.batch, size.prototypes, kTemperature, nullptr));
         return out;
       });
       const double step = 10 * Element<A>::kEpsilon;
@@ -118,8 +117,8 @@ TYPED_TEST(CudaPrototypeLoss, GradientsFollowTheFormula) {
   }
 }
 
-// As in the twin: -inf scores have probability 0, a code on one of them makes the loss infinite, and a row of
-// nothing else is NaN; neither reaches another item.
+// As in the twin: -inf scores have probability 0, a code on one of them makes the loss infinite,
+// and a row of nothing else is NaN; neither reaches another item.
 TEST(CudaPrototypeLossValues, InfiniteScores) {
   const float infinity = std::numeric_limits<float>::infinity();
   const std::vector<float> scores{0.1f, -infinity, 0.1f, 0.1f, -infinity, -infinity};

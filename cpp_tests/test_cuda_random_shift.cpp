@@ -35,7 +35,8 @@ std::vector<int64_t> sources(const Sizes& s, const std::vector<int64_t>& shifts)
           const int64_t row = std::clamp<int64_t>(y + shifts[2 * b], 0, s.height - 1);
           const int64_t column = std::clamp<int64_t>(x + shifts[2 * b + 1], 0, s.width - 1);
           for (int64_t e = 0; e < s.pixel; ++e) {
-            from.push_back((((b * s.planes + plane) * s.height + row) * s.width + column) * s.pixel + e);
+            from.push_back(
+                (((b * s.planes + plane) * s.height + row) * s.width + column) * s.pixel + e);
           }
         }
       }

@@ -14,7 +14,8 @@ TYPED_TEST(CudaRowNormalize, UnitRowsAndLengths) {
   using A = compute_t<TypeParam>;
   for (const auto& [count, width] : kShapes) {
     std::vector<double> values = normal(count * width, 2, unsigned(width));
-    for (int64_t d = 0; d < width; ++d) values[(count - 1) * width + d] = 0;  // a zero row stays zero
+    for (int64_t d = 0; d < width; ++d)
+      values[(count - 1) * width + d] = 0;  // a zero row stays zero
     const auto rows = write_all<TypeParam>(values);
     std::vector<double> norms, units;
     for (int64_t r = 0; r < count; ++r) {
@@ -82,14 +83,13 @@ TYPED_TEST(CudaRowNormalizeBackward, IsTheProjectionOverTheLength) {
 }
 
 TEST(CudaRowNormalizeDtype, BackwardTakesTheComputeTypesOnly) {
-  EXPECT_EQ(cudaErrorInvalidValue,
-            launch_row_normalize_backward(Dtype::kFloat16, nullptr, nullptr, nullptr, nullptr, 1, 1,
-                                          nullptr));
+  EXPECT_EQ(cudaErrorInvalidValue, launch_row_normalize_backward(Dtype::kFloat16, nullptr, nullptr,
+                                                                 nullptr, nullptr, 1, 1, nullptr));
 }
 
 TYPED_TEST(CudaRowNormalize, NoRows) {
-  ASSERT_LAUNCHED(launch_row_normalize(Element<TypeParam>::kDtype, nullptr, nullptr, nullptr, 0, 5,
-                                       nullptr));
+  ASSERT_LAUNCHED(
+      launch_row_normalize(Element<TypeParam>::kDtype, nullptr, nullptr, nullptr, 0, 5, nullptr));
 }
 
 }  // namespace

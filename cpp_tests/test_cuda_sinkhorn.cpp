@@ -73,7 +73,7 @@ class CudaSinkhorn : public ::testing::Test {};
 TYPED_TEST_SUITE(CudaSinkhorn, FloatingTypes);
 
 TYPED_TEST(CudaSinkhorn, FollowsTheFormula) {
-  const Problem problems[] = {{1, 1, 1, 3, 0.1},   {1, 1, 7, 3, 0.1},  {2, 5, 1, 3, 0.1},
+  const Problem problems[] = {{1, 1, 1, 3, 0.1},   {1, 1, 7, 3, 0.1},   {2, 5, 1, 3, 0.1},
                               {3, 37, 19, 3, 0.1}, {1, 13, 65, 0, 0.3}, {1, 70, 33, 1, 0.1},
                               {2, 9, 300, 3, 0.1}, {1, 24, 40, 9, 0.1}};
   for (const Problem& p : problems) {
@@ -139,7 +139,8 @@ TEST(CudaSinkhornFloat, ManySamples) {
   expect_near(codes_of(scores, p), expected_codes(scores, p), tolerance<float>(50), 1e-7);
 }
 
-// The extremes lie in parts of the scores that different blocks look at: together they need log space.
+// The extremes lie in parts of the scores that different blocks look at: together they need log
+// space.
 TEST(CudaSinkhornFloat, ExtremesFarApart) {
   const Problem p{1, 70, 65, 3, 1.0};
   std::vector<double> values = normal(p.batch * p.prototypes, 1, 2);

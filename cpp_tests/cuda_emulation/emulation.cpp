@@ -73,7 +73,8 @@ class Device {
     const dim3 b = config.blockDim;
     if (g.x == 0 || g.x > 2147483647u || g.y != 1 || g.z != 1 || b.x == 0 || b.x > 1024 ||
         b.x % kWarpSize != 0 || b.y != 1 || b.z != 1) {
-      return fail_with(cudaErrorInvalidConfiguration, "grid or block has a size that is not emulated");
+      return fail_with(cudaErrorInvalidConfiguration,
+                       "grid or block has a size that is not emulated");
     }
     gridDim = g;
     if (block_limit_ != 0) gridDim.x = std::min(gridDim.x, block_limit_);
@@ -146,8 +147,8 @@ class Device {
   }
 
  private:
-  // One warp runs as far as it can before another does: threads that only barriers keep together are as far
-  // apart as the barriers allow.
+  // One warp runs as far as it can before another does: threads that only barriers keep together
+  // are as far apart as the barriers allow.
   cudaError_t run_block(unsigned threads) {
     for (unsigned t = 0; t < threads; ++t) start(t);
     while (true) {
@@ -315,12 +316,18 @@ cudaError_t cudaGetLastError() { return cudaSuccess; }
 
 const char* cudaGetErrorString(cudaError_t error) {
   switch (error) {
-    case cudaSuccess: return "no error";
-    case cudaErrorInvalidValue: return "invalid argument";
-    case cudaErrorInvalidConfiguration: return "invalid configuration argument";
-    case cudaErrorInvalidDevice: return "invalid device ordinal";
-    case cudaErrorAssert: return "device-side assert triggered";
-    case cudaErrorLaunchFailure: return "unspecified launch failure";
+    case cudaSuccess:
+      return "no error";
+    case cudaErrorInvalidValue:
+      return "invalid argument";
+    case cudaErrorInvalidConfiguration:
+      return "invalid configuration argument";
+    case cudaErrorInvalidDevice:
+      return "invalid device ordinal";
+    case cudaErrorAssert:
+      return "device-side assert triggered";
+    case cudaErrorLaunchFailure:
+      return "unspecified launch failure";
   }
   return "unrecognized error code";
 }

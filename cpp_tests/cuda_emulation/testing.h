@@ -1,4 +1,5 @@
-// What the tests of the emulated kernels share: element types, sample values, tolerances and thread orders.
+// What the tests of the emulated kernels share: element types, sample values, tolerances and thread
+// orders.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -48,7 +49,8 @@ struct Element<__nv_bfloat16> {
 
 using FloatingTypes = ::testing::Types<float, __half, __nv_bfloat16, double>;
 
-// Results of compute type C stored as T: half a unit in the last place of T, and `steps` roundings in C.
+// Results of compute type C stored as T: half a unit in the last place of T, and `steps` roundings
+// in C.
 template <class T>
 double tolerance(double steps) {
   return Element<T>::kEpsilon / 2 + steps * Element<compute_t<T>>::kEpsilon;
@@ -85,7 +87,8 @@ std::vector<T> unwritten(int64_t size) {
                         Element<T>::write(std::numeric_limits<double>::quiet_NaN()));
 }
 
-// compute() must return the same bits in whatever order threads and blocks run, and however few blocks there are.
+// compute() must return the same bits in whatever order threads and blocks run, and however few
+// blocks there are.
 template <class Compute>
 auto in_every_order(Compute compute) {
   using emulation::Order;

@@ -8,6 +8,7 @@ there; without them importing this file registers nothing.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -19,14 +20,20 @@ from crpt.ops.checks import compute_dtype
 from crpt.ops.layout import pixel_planes
 from crpt.ops.schemas import LIBRARY
 
-_cuda: Any = None
-if torch.version.cuda is not None:
+
+def _load() -> Any:
+    """The kernels, or None where crpt was built without them or torch cannot hold CUDA tensors."""
+    if torch.version.cuda is None:
+        return None
     try:
-        from crpt import _cuda
+        return importlib.import_module("crpt._cuda")
     except ModuleNotFoundError as error:
         if error.name != "crpt._cuda":
             raise
+        return None
 
+
+_cuda = _load()
 AVAILABLE = _cuda is not None
 
 # The kernels' Dtype, by number.

@@ -1,7 +1,9 @@
-// crpt._cuda: the launchers for crpt/ops/cuda.py, which checks tensors and allocates; nothing waits for the device.
+// crpt._cuda: the launchers for crpt/ops/cuda.py, which checks tensors and allocates; nothing waits
+// for the device.
 //
-// Every function takes the device's number first and then its launcher's arguments in order: pointers and the stream
-// as integers, element types as the number of Dtype. The GIL is released meanwhile.
+// Every function takes the device's number first and then its launcher's arguments in order:
+// pointers and the stream as integers, element types as the number of Dtype. The GIL is released
+// meanwhile.
 #include <pybind11/pybind11.h>
 
 #include <stdexcept>
@@ -23,7 +25,8 @@ using crpt::cuda::Dtype;
 
 void check(const char* name, cudaError_t error) {
   if (error == cudaSuccess) return;
-  throw std::runtime_error(std::string("crpt.ops.") + name + ": CUDA error: " + cudaGetErrorString(error));
+  throw std::runtime_error(std::string("crpt.ops.") + name +
+                           ": CUDA error: " + cudaGetErrorString(error));
 }
 
 // Makes the device current and brings the caller's back.

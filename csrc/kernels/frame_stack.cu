@@ -1,6 +1,5 @@
 // Gather, stack, shift and cast in one pass: one block per plane of the result.
 #include "frame_stack.cuh"
-
 #include "shift.cuh"
 
 namespace crpt::cuda {
@@ -49,7 +48,7 @@ cudaError_t launch_frame_stack(Dtype dtype, const uint8_t* frames, const int64_t
                                int64_t frame_stride, int64_t channel_stride, int64_t row_stride,
                                int64_t pixel_stride, int64_t batch, int64_t stack, int64_t pad,
                                cudaStream_t stream) {
-  const Frames store{frames, frame_count,  channels,       height,     width,
+  const Frames store{frames,       frame_count,    channels,   height,      width,
                      frame_stride, channel_stride, row_stride, pixel_stride};
   const int64_t planes = batch * stack * channels;
   const auto run = [&](auto type) {

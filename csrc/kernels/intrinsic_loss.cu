@@ -1,6 +1,5 @@
 // The spread of prototypes from their similarities: one warp per row, then one block per item.
 #include "intrinsic_loss.cuh"
-
 #include "item_sum.cuh"
 
 namespace crpt::cuda {

@@ -21,7 +21,8 @@ __global__ void item_sum_kernel(const compute_t<T>* terms, T* out, int64_t items
 template <class T>
 cudaError_t launch_item_sum(const compute_t<T>* terms, T* out, int64_t items, int64_t count,
                             compute_t<T> divisor, cudaStream_t stream) {
-  return launch(stream, blocks_for(items, 1), item_sum_kernel<T>, terms, out, items, count, divisor);
+  return launch(stream, blocks_for(items, 1), item_sum_kernel<T>, terms, out, items, count,
+                divisor);
 }
 
 }  // namespace crpt::cuda

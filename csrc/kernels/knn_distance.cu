@@ -1,14 +1,14 @@
-// The k-th nearest key. Squares come from the differences themselves, never from |q|^2 + |k|^2 - 2 q.k, which
-// loses near neighbours to cancellation; then each row is searched digit by digit (radix select), for any k.
-#include "knn_distance.cuh"
-
+// The k-th nearest key. Squares come from the differences themselves, never from |q|^2 + |k|^2 - 2
+// q.k, which loses near neighbours to cancellation; then each row is searched digit by digit (radix
+// select), for any k.
 #include "device.cuh"
+#include "knn_distance.cuh"
 
 namespace crpt::cuda {
 namespace {
 
-constexpr int kSide = 16;   // threads along a side of the tile: 16 x 16 = kThreads
-constexpr int kPer = 4;     // results of a thread along a side
+constexpr int kSide = 16;  // threads along a side of the tile: 16 x 16 = kThreads
+constexpr int kPer = 4;    // results of a thread along a side
 constexpr int kTile = kSide * kPer;
 constexpr int kDepth = 16;  // dimensions in shared memory at a time
 static_assert(kSide * kSide == kThreads);
@@ -19,7 +19,8 @@ __device__ void load_tile(A (*tile)[kTile + 1], const T* rows, int64_t first, in
   for (int i = static_cast<int>(threadIdx.x); i < kTile * kDepth; i += kThreads) {
     const int64_t row = first + i / kDepth;
     const int64_t d = depth + i % kDepth;
-    tile[i % kDepth][i / kDepth] = row < count && d < width ? A(load(rows + row * width + d)) : A(0);
+    tile[i % kDepth][i / kDepth] =
+        row < count && d < width ? A(load(rows + row * width + d)) : A(0);
   }
 }
 
@@ -64,13 +65,15 @@ __global__ void knn_squares_kernel(const T* queries, const T* keys, A* squares, 
   }
 }
 
-// Bits that sort as the squares do: these are never negative, and every NaN counts as one, the largest.
+// Bits that sort as the squares do: these are never negative, and every NaN counts as one, the
+// largest.
 __device__ inline uint64_t sortable(float x) { return x != x ? 0x7fffffffu : __float_as_uint(x); }
 __device__ inline uint64_t sortable(double x) {
   return x != x ? 0x7fffffffffffffffu : static_cast<uint64_t>(__double_as_longlong(x));
 }
 
-// A candidate agrees with what is known of the answer: some high bytes of its square, then of its index.
+// A candidate agrees with what is known of the answer: some high bytes of its square, then of its
+// index.
 struct Known {
   uint64_t square, square_mask, index, index_mask;
 
@@ -79,8 +82,9 @@ struct Known {
   }
 };
 
-// One block per query. Every pass counts the candidates by their next byte and keeps the byte that holds the
-// k-th; index bytes follow the square's, so that in the end a single candidate is left whatever the ties.
+// One block per query. Every pass counts the candidates by their next byte and keeps the byte that
+// holds the k-th; index bytes follow the square's, so that in the end a single candidate is left
+// whatever the ties.
 template <class A>
 __global__ void knn_select_kernel(const A* squares, A* distance, int64_t* index,
                                   int64_t query_count, int64_t key_count, int64_t k) {
@@ -100,7 +104,8 @@ __global__ void knn_select_kernel(const A* squares, A* distance, int64_t* index,
       for (int64_t q = threadIdx.x; q < key_count; q += kThreads) {
         const uint64_t square = sortable(row[q]);
         if (known.fits(square, q)) {
-          atomicAdd(&counts[((by_square ? square : static_cast<uint64_t>(q)) >> shift) & 255], 1ull);
+          atomicAdd(&counts[((by_square ? square : static_cast<uint64_t>(q)) >> shift) & 255],
+                    1ull);
         }
       }
       __syncthreads();
@@ -147,7 +152,8 @@ __global__ void knn_backward_keys_kernel(const A* grad, const T* queries, const 
         const int64_t b = first + __ffs(static_cast<int>(found)) - 1;
         const A factor = distance[b] == 0 ? A(0) : grad[b] / distance[b];
         for (int64_t d = lane(); d < width; d += kWarp) {
-          out[q * width + d] += factor * (load(keys + q * width + d) - load(queries + b * width + d));
+          out[q * width + d] +=
+              factor * (load(keys + q * width + d) - load(queries + b * width + d));
         }
       }
     }
@@ -163,10 +169,9 @@ cudaError_t launch_knn_distance(Dtype dtype, const void* queries, const void* ke
     using T = typename decltype(type)::type;
     using A = compute_t<T>;
     const int64_t tiles = ceil_div(query_count, kTile) * ceil_div(key_count, kTile);
-    const cudaError_t error =
-        launch(stream, blocks_for(tiles, 1), knn_squares_kernel<T, A>,
-               static_cast<const T*>(queries), static_cast<const T*>(keys),
-               static_cast<A*>(squares), query_count, key_count, width);
+    const cudaError_t error = launch(stream, blocks_for(tiles, 1), knn_squares_kernel<T, A>,
+                                     static_cast<const T*>(queries), static_cast<const T*>(keys),
+                                     static_cast<A*>(squares), query_count, key_count, width);
     if (error != cudaSuccess) return error;
     return launch(stream, blocks_for(query_count, 1), knn_select_kernel<A>,
                   static_cast<const A*>(squares), static_cast<A*>(distance), index, query_count,

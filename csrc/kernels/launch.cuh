@@ -1,4 +1,5 @@
-// What every launcher needs on the host: element types by number, grid sizes and the checked launch.
+// What every launcher needs on the host: element types by number, grid sizes and the checked
+// launch.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -32,11 +33,16 @@ struct Type {
 template <class Function>
 cudaError_t dispatch_floating(Dtype dtype, Function function) {
   switch (dtype) {
-    case Dtype::kFloat32: return function(Type<float>{});
-    case Dtype::kFloat16: return function(Type<__half>{});
-    case Dtype::kBFloat16: return function(Type<__nv_bfloat16>{});
-    case Dtype::kFloat64: return function(Type<double>{});
-    default: return cudaErrorInvalidValue;
+    case Dtype::kFloat32:
+      return function(Type<float>{});
+    case Dtype::kFloat16:
+      return function(Type<__half>{});
+    case Dtype::kBFloat16:
+      return function(Type<__nv_bfloat16>{});
+    case Dtype::kFloat64:
+      return function(Type<double>{});
+    default:
+      return cudaErrorInvalidValue;
   }
 }
 
@@ -44,18 +50,23 @@ cudaError_t dispatch_floating(Dtype dtype, Function function) {
 template <class Function>
 cudaError_t dispatch_compute(Dtype dtype, Function function) {
   switch (dtype) {
-    case Dtype::kFloat32: return function(Type<float>{});
-    case Dtype::kFloat64: return function(Type<double>{});
-    default: return cudaErrorInvalidValue;
+    case Dtype::kFloat32:
+      return function(Type<float>{});
+    case Dtype::kFloat64:
+      return function(Type<double>{});
+    default:
+      return cudaErrorInvalidValue;
   }
 }
 
 constexpr int kThreads = 256;  // of every block
 constexpr int kWarp = 32;
 constexpr int kWarps = kThreads / kWarp;
-constexpr int64_t kMaxBlocks = 2147483647;  // the limit of gridDim.x; kernels stride over what is left
+constexpr int64_t kMaxBlocks = 2147483647;  // of gridDim.x; kernels stride over the rest
 
-__host__ __device__ constexpr int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
+__host__ __device__ constexpr int64_t ceil_div(int64_t a, int64_t b) {
+  return a / b + (a % b != 0);
+}
 
 constexpr unsigned blocks_for(int64_t items, int64_t items_per_block) {
   const int64_t blocks = ceil_div(items, items_per_block);
@@ -73,7 +84,8 @@ cudaError_t launch(cudaStream_t stream, unsigned blocks, void (*kernel)(Paramete
   config.stream = stream;
   const cudaError_t launched =
       cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
-  const cudaError_t pending = cudaGetLastError();  // read in any case, so that it is not met again later
+  const cudaError_t pending =
+      cudaGetLastError();  // read in any case, so that it is not met again later
   return launched != cudaSuccess ? launched : pending;
 }
 

@@ -1,7 +1,7 @@
-// Cross-entropy between codes and softmax(scores / T): one warp per sample, then one block per item.
-#include "prototype_loss.cuh"
-
+// Cross-entropy between codes and softmax(scores / T): one warp per sample, then one block per
+// item.
 #include "item_sum.cuh"
+#include "prototype_loss.cuh"
 
 namespace crpt::cuda {
 namespace {
@@ -14,7 +14,8 @@ __global__ void prototype_loss_rows_kernel(const T* scores, const T* codes, A* l
     const T* s = scores + row * prototypes;
     const T* q = codes + row * prototypes;
     A top = lowest<A>();
-    for (int64_t m = lane(); m < prototypes; m += kWarp) top = Max()(top, load(s + m) / temperature);
+    for (int64_t m = lane(); m < prototypes; m += kWarp)
+      top = Max()(top, load(s + m) / temperature);
     top = warp_reduce(top, Max());
     A sum = 0;
     for (int64_t m = lane(); m < prototypes; m += kWarp) {
@@ -74,11 +75,10 @@ cudaError_t launch_prototype_loss(Dtype dtype, const void* scores, const void* c
   return dispatch_floating(dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     using A = compute_t<T>;
-    const cudaError_t error =
-        launch(stream, blocks_for(items * batch, kWarps), prototype_loss_rows_kernel<T, A>,
-               static_cast<const T*>(scores), static_cast<const T*>(codes),
-               static_cast<A*>(logsumexp), static_cast<A*>(row_loss), items * batch, prototypes,
-               static_cast<A>(temperature));
+    const cudaError_t error = launch(
+        stream, blocks_for(items * batch, kWarps), prototype_loss_rows_kernel<T, A>,
+        static_cast<const T*>(scores), static_cast<const T*>(codes), static_cast<A*>(logsumexp),
+        static_cast<A*>(row_loss), items * batch, prototypes, static_cast<A>(temperature));
     if (error != cudaSuccess) return error;
     return launch_item_sum(static_cast<const A*>(row_loss), static_cast<T*>(loss), items, batch,
                            static_cast<A>(batch), stream);

@@ -1,6 +1,5 @@
 // Random shift of replicate-padded images, and its adjoint: one block per image plane.
 #include "random_shift.cuh"
-
 #include "shift.cuh"
 
 namespace crpt::cuda {
@@ -66,11 +65,16 @@ cudaError_t launch_random_shift(int64_t element_size, const void* images, const 
                   height, width, pixel, pad);
   };
   switch (element_size) {
-    case 1: return run(Type<uint8_t>{});
-    case 2: return run(Type<uint16_t>{});
-    case 4: return run(Type<uint32_t>{});
-    case 8: return run(Type<uint64_t>{});
-    default: return cudaErrorInvalidValue;
+    case 1:
+      return run(Type<uint8_t>{});
+    case 2:
+      return run(Type<uint16_t>{});
+    case 4:
+      return run(Type<uint32_t>{});
+    case 8:
+      return run(Type<uint64_t>{});
+    default:
+      return cudaErrorInvalidValue;
   }
 }
 

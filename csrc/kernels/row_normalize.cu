@@ -1,15 +1,16 @@
 // Rows to unit length and back: one warp per row.
-#include "row_normalize.cuh"
-
 #include "device.cuh"
+#include "row_normalize.cuh"
 
 namespace crpt::cuda {
 namespace {
 
-constexpr double kShortest = 1e-12;  // shorter rows are divided by this, so that a zero row stays zero
+constexpr double kShortest =
+    1e-12;  // shorter rows are divided by this, so that a zero row stays zero
 
 template <class T, class A>
-__global__ void row_normalize_kernel(const T* rows, A* unit, A* norm, int64_t count, int64_t width) {
+__global__ void row_normalize_kernel(const T* rows, A* unit, A* norm, int64_t count,
+                                     int64_t width) {
   for (int64_t row = global_warp(); row < count; row += all_warps()) {
     const T* x = rows + row * width;
     A sum = 0;

@@ -4,7 +4,8 @@
 
 namespace crpt::cuda {
 
-// unit = rows / max(|row|, 1e-12), norm = |row|: rows [R, D] of dtype -> unit [R, D], norm [R] in the compute type.
+// unit = rows / max(|row|, 1e-12), norm = |row|: rows [R, D] of dtype -> unit [R, D], norm [R] in
+// the compute type.
 cudaError_t launch_row_normalize(Dtype dtype, const void* rows, void* unit, void* norm,
                                  int64_t count, int64_t width, cudaStream_t stream);
 

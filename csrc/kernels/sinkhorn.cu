@@ -1,15 +1,16 @@
-// Sinkhorn-Knopp in 2 + 2 * iterations launches. An item whose scores span at most 40 temperatures is scaled
-// in exp space: K = exp((s - max) / T) is stored once, u scales prototypes and v samples. A wider item is
-// normalised in log space. The device decides, item by item, so the host never waits.
-#include "sinkhorn.cuh"
-
+// Sinkhorn-Knopp in 2 + 2 * iterations launches. An item whose scores span at most 40 temperatures
+// is scaled in exp space: K = exp((s - max) / T) is stored once, u scales prototypes and v samples.
+// A wider item is normalised in log space. The device decides, item by item, so the host never
+// waits.
 #include "device.cuh"
+#include "sinkhorn.cuh"
 
 namespace crpt::cuda {
 namespace {
 
-constexpr double kWidestExp = 40;  // exp(-40) and the scales it leads to are far from the limits of fp32
-constexpr int kMaxChunk = 64;      // samples that one block carries
+constexpr double kWidestExp =
+    40;  // exp(-40) and the scales it leads to are far from the limits of fp32
+constexpr int kMaxChunk = 64;  // samples that one block carries
 constexpr int64_t kMaxRangeBlocks = kThreads;
 
 // B samples of an item are cut into chunks; the cut depends on B alone, and so do the sums' orders.
@@ -44,11 +45,11 @@ Plan<A> plan_of(int64_t items, int64_t batch, int64_t prototypes, double tempera
   p.temperature = static_cast<A>(temperature);
   p.log_batch = static_cast<A>(std::log(static_cast<double>(batch)));
   p.log_prototypes = static_cast<A>(std::log(static_cast<double>(prototypes)));
-  p.work = work;                                        // [L, B, M]
-  p.range = scratch;                                    // [L, range_blocks, 2]
-  p.wide = p.range + items * p.range_blocks * 2;        // [L]
-  p.scale = p.wide + items;                             // [L, M]
-  p.partial_max = p.scale + items * prototypes;         // [L, chunks, M]
+  p.work = work;                                                  // [L, B, M]
+  p.range = scratch;                                              // [L, range_blocks, 2]
+  p.wide = p.range + items * p.range_blocks * 2;                  // [L]
+  p.scale = p.wide + items;                                       // [L, M]
+  p.partial_max = p.scale + items * prototypes;                   // [L, chunks, M]
   p.partial_sum = p.partial_max + items * p.chunks * prototypes;  // [L, chunks, M]
   return p;
 }
@@ -197,8 +198,8 @@ __device__ void normalise_row(const Plan<A>& p, A* work, const A* log_sum, T* co
   }
 }
 
-// Prototypes are scaled (unless there was no iteration), then samples; the last time that makes the codes, before
-// that the next sums over samples.
+// Prototypes are scaled (unless there was no iteration), then samples; the last time that makes the
+// codes, before that the next sums over samples.
 template <class T, class A>
 __global__ void sinkhorn_rows_kernel(T* codes, Plan<A> p, bool scaled, bool last) {
   __shared__ A v[kMaxChunk];
@@ -253,7 +254,8 @@ cudaError_t run(const T* scores, T* codes, Plan<compute_t<T>> p, int64_t iterati
 
 int64_t sinkhorn_scratch(int64_t items, int64_t batch, int64_t prototypes) {
   const int64_t chunks = ceil_div(batch, chunk_of(batch));
-  return items * (2 * range_blocks_of(batch, prototypes) + 1 + prototypes + 2 * chunks * prototypes);
+  return items *
+         (2 * range_blocks_of(batch, prototypes) + 1 + prototypes + 2 * chunks * prototypes);
 }
 
 cudaError_t launch_sinkhorn(Dtype dtype, const void* scores, void* codes, void* work, void* scratch,

@@ -25,7 +25,8 @@ inline __half __float2half_rn(float x) {
   const uint32_t rest = bits & 0x7fffffffu;
   if (rest > 0x7f800000u) return {static_cast<uint16_t>(sign | 0x7fffu)};
   if (rest >= 0x477ff000u) return {static_cast<uint16_t>(sign | 0x7c00u)};  // 65520 and above
-  if (rest < 0x38800000u) {  // below 2^-14: adding 0.5 leaves the rounded count of 2^-24 in the low bits
+  if (rest <
+      0x38800000u) {  // below 2^-14: adding 0.5 leaves the rounded count of 2^-24 in the low bits
     const float count = std::bit_cast<float>(rest) + 0.5f;
     return {static_cast<uint16_t>(sign | (std::bit_cast<uint32_t>(count) - 0x3f000000u))};
   }

@@ -1,5 +1,6 @@
-// The part of the CUDA runtime that csrc/kernels uses, executed on the CPU: the same .cu files compile as C++,
-// and every thread of a block is a fiber. Only what the kernels need is here; what is missing fails to compile.
+// The part of the CUDA runtime that csrc/kernels uses, executed on the CPU: the same .cu files
+// compile as C++, and every thread of a block is a fiber. Only what the kernels need is here; what
+// is missing fails to compile.
 #pragma once
 
 #include <math.h>
