@@ -5,11 +5,14 @@ set(CRPT_KERNELS sinkhorn row_normalize prototype_loss intrinsic_loss random_shi
 list(TRANSFORM CRPT_KERNELS PREPEND ${CMAKE_CURRENT_LIST_DIR}/kernels/ OUTPUT_VARIABLE kernel_sources)
 list(TRANSFORM kernel_sources APPEND .cpp)
 
-find_package(OpenMP COMPONENTS CXX)
+if(NOT CRPT_SANITIZE MATCHES thread)
+  find_package(OpenMP COMPONENTS CXX)
+endif()
+find_package(Threads REQUIRED)
 
 add_library(crpt_cpu STATIC ${CMAKE_CURRENT_LIST_DIR}/kernels/dispatch.cpp)
 target_include_directories(crpt_cpu PUBLIC ${CMAKE_CURRENT_LIST_DIR})
-target_link_libraries(crpt_cpu PRIVATE crpt_options)
+target_link_libraries(crpt_cpu PRIVATE crpt_options PUBLIC Threads::Threads)
 if(OpenMP_CXX_FOUND)
   target_link_libraries(crpt_cpu PUBLIC OpenMP::OpenMP_CXX)
 endif()

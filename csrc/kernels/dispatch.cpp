@@ -5,6 +5,10 @@
 #include <new>
 #include <stdexcept>
 #include <string>
+#if !defined(_OPENMP)
+#include <thread>
+#include <vector>
+#endif
 
 #include "kernels/frame_stack.h"
 #include "kernels/intrinsic_loss.h"
@@ -15,9 +19,8 @@
 #include "kernels/sinkhorn.h"
 
 namespace crpt {
-namespace {
 
-bool supported(Isa level) {
+bool isa_supported(Isa level) {
   if (level == Isa::baseline) return true;
 #if defined(__x86_64__)
   __builtin_cpu_init();
@@ -31,13 +34,15 @@ bool supported(Isa level) {
 #endif
 }
 
+namespace {
+
 Isa choose() {
   constexpr Isa levels[] = {Isa::avx512, Isa::avx2, Isa::baseline};
   const char* wanted = std::getenv("CRPT_ISA");
   const bool any = wanted == nullptr || *wanted == '\0';
   for (const Isa level : levels) {
     if (!any && std::strcmp(wanted, isa_name(level)) != 0) continue;
-    if (supported(level)) return level;
+    if (isa_supported(level)) return level;
     if (!any)
       throw std::runtime_error(std::string("CRPT_ISA=") + wanted + ": this CPU has no " + wanted);
   }
@@ -78,8 +83,15 @@ void run_parallel(int64_t n, int threads, void (*body)(const void*, int64_t), co
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t i = 0; i < n; ++i) body(context, i);
 #else
-  (void)threads;
-  for (int64_t i = 0; i < n; ++i) body(context, i);
+  // Without OpenMP, and for ThreadSanitizer, which does not see libgomp's barriers.
+  const int64_t team = threads < n ? threads : n;
+  const auto share = [=](int64_t worker) {
+    for (int64_t i = worker * n / team; i < (worker + 1) * n / team; ++i) body(context, i);
+  };
+  std::vector<std::thread> helpers;
+  for (int64_t worker = 1; worker < team; ++worker) helpers.emplace_back(share, worker);
+  share(0);
+  for (std::thread& helper : helpers) helper.join();
 #endif
 }
 

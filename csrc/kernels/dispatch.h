@@ -15,6 +15,7 @@ enum class Isa { baseline, avx2, avx512 };
 // this CPU lacks.
 Isa isa();
 const char* isa_name(Isa level);
+bool isa_supported(Isa level);
 
 enum class DType { f32, f16, bf16, f64 };
 

@@ -1,0 +1,134 @@
+#include <algorithm>
+#include <limits>
+#include <utility>
+
+#include "kernels/knn_distance.h"
+#include "levels.h"
+
+namespace crpt {
+namespace {
+
+using testing::uniform;
+CRPT_AT_EVERY_LEVEL(KnnDistance);
+
+struct Found {
+  std::vector<float> distance;
+  std::vector<int64_t> index;
+};
+
+Found run(Isa level, const std::vector<float>& queries, const std::vector<float>& keys, int B,
+          int Q, int D, int k, double tolerance, int threads = 1) {
+  std::vector<float> dots(static_cast<size_t>(B) * Q);
+  for (int b = 0; b < B; ++b) {
+    for (int q = 0; q < Q; ++q) {
+      float sum = 0;
+      for (int d = 0; d < D; ++d) sum += queries[b * D + d] * keys[q * D + d];
+      dots[b * Q + q] = sum;
+    }
+  }
+  Found found{std::vector<float>(B), std::vector<int64_t>(B)};
+  CRPT_AT(level, knn_distance)({.queries = queries.data(),
+                                .keys = keys.data(),
+                                .dots = dots.data(),
+                                .distance = found.distance.data(),
+                                .index = found.index.data(),
+                                .dtype = DType::f32,
+                                .batch = B,
+                                .count = Q,
+                                .dim = D,
+                                .k = k,
+                                .tolerance = tolerance,
+                                .threads = threads});
+  return found;
+}
+
+double tolerance_of(int D) { return (D + 8) * std::numeric_limits<float>::epsilon(); }
+
+double kth(const float* query, const std::vector<float>& keys, int Q, int D, int k) {
+  std::vector<double> distances;
+  for (int q = 0; q < Q; ++q) {
+    double sum = 0;
+    for (int d = 0; d < D; ++d) {
+      const double difference = static_cast<double>(query[d]) - keys[q * D + d];
+      sum += difference * difference;
+    }
+    distances.push_back(std::sqrt(sum));
+  }
+  std::nth_element(distances.begin(), distances.begin() + k - 1, distances.end());
+  return distances[k - 1];
+}
+
+TEST_P(KnnDistance, MatchesSorting) {
+  for (const int Q : {1, 2, 63, 64, 65, 200}) {
+    for (const int k : {1, 2, 3, 64, 200}) {
+      if (k > Q) continue;
+      const int B = 9, D = 13;
+      const auto queries = testing::as<float>(uniform(B * D, 1, -1, 1));
+      const auto keys = testing::as<float>(uniform(Q * D, 2, -1, 1));
+      const Found found = run(GetParam(), queries, keys, B, Q, D, k, tolerance_of(D), 2);
+      for (int b = 0; b < B; ++b) {
+        const double exact = kth(&queries[b * D], keys, Q, D, k);
+        ASSERT_NEAR(found.distance[b], exact, 1e-6 * (1 + exact));
+      }
+    }
+  }
+}
+
+// Far from the origin the matrix product says nothing about small distances.
+TEST_P(KnnDistance, NearlyEqualVectorsDoNotSufferCancellation) {
+  const int B = 6, Q = 150, D = 16;
+  auto queries = testing::as<float>(uniform(B * D, 1, 1000, 1000.01));
+  auto keys = testing::as<float>(uniform(Q * D, 2, 1000, 1000.01));
+  for (const int k : {1, 3, 20}) {
+    const Found found = run(GetParam(), queries, keys, B, Q, D, k, tolerance_of(D));
+    for (int b = 0; b < B; ++b) {
+      const double exact = kth(&queries[b * D], keys, Q, D, k);
+      ASSERT_NEAR(found.distance[b], exact, 1e-5 * exact);
+    }
+  }
+}
+
+TEST_P(KnnDistance, EqualKeysCountEach) {
+  const std::vector<float> queries = {0, 0}, keys = {1, 0, 0, 1, 3, 0, 0, 0};
+  const double expected[] = {0, 1, 1, 3};
+  for (int k = 1; k <= 4; ++k) {
+    EXPECT_EQ(run(GetParam(), queries, keys, 1, 4, 2, k, tolerance_of(2)).distance[0],
+              expected[k - 1]);
+  }
+}
+
+TEST_P(KnnDistance, NanIsFartherThanEverything) {
+  const float nan = std::nanf(""), infinity = std::numeric_limits<float>::infinity();
+  const std::vector<float> queries = {0, 0}, keys = {nan, 0, 1, 0, infinity, 0, 2, 0};
+  EXPECT_EQ(run(GetParam(), queries, keys, 1, 4, 2, 1, tolerance_of(2)).distance[0], 1);
+  EXPECT_EQ(run(GetParam(), queries, keys, 1, 4, 2, 2, tolerance_of(2)).distance[0], 2);
+  EXPECT_EQ(run(GetParam(), queries, keys, 1, 4, 2, 3, tolerance_of(2)).distance[0], infinity);
+  EXPECT_TRUE(std::isnan(run(GetParam(), queries, keys, 1, 4, 2, 4, tolerance_of(2)).distance[0]));
+}
+
+TEST_P(KnnDistance, GradientIsTheUnitVectorFromTheKey) {
+  const double grad[] = {2, 5, 7}, queries[] = {3, 4, 1, 1, 0, 6}, keys[] = {0, 0, 1, 1};
+  const double distance[] = {5, 0, 6};
+  const int64_t index[] = {0, 1, 0};
+  double grad_queries[6], grad_keys[4];
+  for (const int threads : {1, 2}) {
+    CRPT_AT(GetParam(), knn_distance_backward)({.grad = grad,
+                                                .queries = queries,
+                                                .keys = keys,
+                                                .distance = distance,
+                                                .index = index,
+                                                .grad_queries = grad_queries,
+                                                .grad_keys = grad_keys,
+                                                .dtype = DType::f64,
+                                                .batch = 3,
+                                                .count = 2,
+                                                .dim = 2,
+                                                .threads = threads});
+    const double to_queries[] = {1.2, 1.6, 0, 0, 0, 7}, to_keys[] = {-1.2, -8.6, 0, 0};
+    for (int i = 0; i < 6; ++i) EXPECT_DOUBLE_EQ(grad_queries[i], to_queries[i]);
+    for (int i = 0; i < 4; ++i) EXPECT_DOUBLE_EQ(grad_keys[i], to_keys[i]);
+  }
+}
+
+}  // namespace
+}  // namespace crpt

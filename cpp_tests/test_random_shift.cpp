@@ -1,0 +1,94 @@
+#include <algorithm>
+#include <numeric>
+
+#include "kernels/random_shift.h"
+#include "levels.h"
+
+namespace crpt {
+namespace {
+
+CRPT_AT_EVERY_LEVEL(RandomShift);
+
+constexpr int kPad = 6;
+constexpr int kB = 7, kPlanes = 2, kH = 5, kW = 9;  // shifts beyond the height as well
+const std::vector<int64_t> kShifts = {0, 0, -4, 3, 6, -6, 4, 4, -6, 6, 1, 0, 0, -1};
+
+int64_t source(int b, int plane, int y, int x) {
+  const int64_t from_y = std::clamp<int64_t>(y + kShifts[2 * b], 0, kH - 1);
+  const int64_t from_x = std::clamp<int64_t>(x + kShifts[2 * b + 1], 0, kW - 1);
+  return ((b * kPlanes + plane) * kH + from_y) * kW + from_x;
+}
+
+template <typename Visit>
+void for_each_pixel(const Visit& visit) {
+  int64_t to = 0;
+  for (int b = 0; b < kB; ++b) {
+    for (int plane = 0; plane < kPlanes; ++plane) {
+      for (int y = 0; y < kH; ++y) {
+        for (int x = 0; x < kW; ++x) visit(to++, source(b, plane, y, x));
+      }
+    }
+  }
+}
+
+TEST_P(RandomShift, MovesPixelsOfEverySize) {
+  for (const int bytes : {1, 2, 3, 4, 8, 12}) {
+    std::vector<uint8_t> images(kB * kPlanes * kH * kW * bytes), out(images.size());
+    for (size_t i = 0; i < images.size(); ++i) images[i] = static_cast<uint8_t>(i * 37 + i / 251);
+    const BadValue bad = CRPT_AT(GetParam(), random_shift)({.images = images.data(),
+                                                            .out = out.data(),
+                                                            .shifts = kShifts.data(),
+                                                            .batch = kB,
+                                                            .planes = kPlanes,
+                                                            .height = kH,
+                                                            .width = kW,
+                                                            .pixel_bytes = bytes,
+                                                            .pad = kPad,
+                                                            .threads = 2});
+    ASSERT_EQ(bad.argument, nullptr);
+    for_each_pixel([&](int64_t to, int64_t from) {
+      for (int k = 0; k < bytes; ++k) ASSERT_EQ(out[to * bytes + k], images[from * bytes + k]);
+    });
+  }
+}
+
+TEST_P(RandomShift, BackwardIsTheAdjoint) {
+  std::vector<double> grad(kB * kPlanes * kH * kW), expected(grad.size(), 0.0), got(grad.size());
+  std::iota(grad.begin(), grad.end(), 1.0);
+  for_each_pixel([&](int64_t to, int64_t from) { expected[from] += grad[to]; });
+  const BadValue bad = CRPT_AT(GetParam(), random_shift_backward)({.grad = grad.data(),
+                                                                   .grad_images = got.data(),
+                                                                   .shifts = kShifts.data(),
+                                                                   .dtype = DType::f64,
+                                                                   .batch = kB,
+                                                                   .planes = kPlanes,
+                                                                   .height = kH,
+                                                                   .width = kW,
+                                                                   .pad = kPad,
+                                                                   .threads = 2});
+  ASSERT_EQ(bad.argument, nullptr);
+  ASSERT_EQ(got, expected);
+}
+
+TEST_P(RandomShift, NamesTheShiftThatIsOutOfRange) {
+  auto shifts = kShifts;
+  shifts[9] = kPad + 1;
+  std::vector<uint8_t> images(kB * kPlanes * kH * kW), out(images.size(), 42);
+  const BadValue bad = CRPT_AT(GetParam(), random_shift)({.images = images.data(),
+                                                          .out = out.data(),
+                                                          .shifts = shifts.data(),
+                                                          .batch = kB,
+                                                          .planes = kPlanes,
+                                                          .height = kH,
+                                                          .width = kW,
+                                                          .pixel_bytes = 1,
+                                                          .pad = kPad,
+                                                          .threads = 2});
+  ASSERT_STREQ(bad.argument, "shifts");
+  EXPECT_EQ(bad.position, 9);
+  EXPECT_EQ(bad.value, kPad + 1);
+  EXPECT_EQ(out, std::vector<uint8_t>(out.size(), 42));  // nothing was written
+}
+
+}  // namespace
+}  // namespace crpt

@@ -1,0 +1,84 @@
+#include "kernels/row_normalize.h"
+#include "levels.h"
+
+namespace crpt {
+namespace {
+
+using testing::coarse;
+CRPT_AT_EVERY_LEVEL(RowNormalize);
+
+TEST_P(RowNormalize, UnitRowsAndLengths) {
+  for (const int D : {1, 7, 16, 33, 128}) {
+    const int R = 5;
+    auto rows = coarse(R * D, D);
+    for (int d = 0; d < D; ++d) rows[2 * D + d] = 0;  // a zero row stays zero
+    const auto stored = testing::as_bf16(rows);
+    std::vector<float> unit(R * D), norm(R);
+    CRPT_AT(GetParam(), row_normalize)({.rows = stored.data(),
+                                        .unit = unit.data(),
+                                        .norm = norm.data(),
+                                        .dtype = DType::bf16,
+                                        .count = R,
+                                        .dim = D,
+                                        .threads = 2});
+    for (int r = 0; r < R; ++r) {
+      double square = 0;
+      for (int d = 0; d < D; ++d) square += rows[r * D + d] * rows[r * D + d];
+      ASSERT_NEAR(norm[r], std::sqrt(square), 1e-6 * std::sqrt(square));
+      for (int d = 0; d < D; ++d) {
+        ASSERT_NEAR(unit[r * D + d], rows[r * D + d] / std::max(std::sqrt(square), 1e-12), 3e-7);
+      }
+    }
+  }
+}
+
+TEST_P(RowNormalize, GradientMatchesFiniteDifferences) {
+  const int D = 19;
+  const auto row = coarse(D, 1), grad = coarse(D, 2);
+  const auto loss = [&](const std::vector<double>& x) {
+    double square = 0, sum = 0;
+    for (int d = 0; d < D; ++d) square += x[d] * x[d];
+    for (int d = 0; d < D; ++d) sum += grad[d] * x[d] / std::sqrt(square);
+    return sum;
+  };
+  std::vector<double> unit(D), norm(1), got(D);
+  CRPT_AT(GetParam(), row_normalize)({.rows = row.data(),
+                                      .unit = unit.data(),
+                                      .norm = norm.data(),
+                                      .dtype = DType::f64,
+                                      .count = 1,
+                                      .dim = D,
+                                      .threads = 1});
+  CRPT_AT(GetParam(), row_normalize_backward)({.grad = grad.data(),
+                                               .unit = unit.data(),
+                                               .norm = norm.data(),
+                                               .grad_rows = got.data(),
+                                               .dtype = DType::f64,
+                                               .count = 1,
+                                               .dim = D,
+                                               .threads = 1});
+  for (int d = 0; d < D; ++d) {
+    auto up = row, down = row;
+    up[d] += 1e-5;
+    down[d] -= 1e-5;
+    ASSERT_NEAR(got[d], (loss(up) - loss(down)) / 2e-5, 1e-8);
+  }
+}
+
+TEST_P(RowNormalize, BelowTheShortestLengthTheDivisorIsConstant) {
+  const double unit[2] = {0, 0}, norm[1] = {0}, grad[2] = {3, -4};
+  double got[2];
+  CRPT_AT(GetParam(), row_normalize_backward)({.grad = grad,
+                                               .unit = unit,
+                                               .norm = norm,
+                                               .grad_rows = got,
+                                               .dtype = DType::f64,
+                                               .count = 1,
+                                               .dim = 2,
+                                               .threads = 1});
+  EXPECT_DOUBLE_EQ(got[0], 3e12);
+  EXPECT_DOUBLE_EQ(got[1], -4e12);
+}
+
+}  // namespace
+}  // namespace crpt

@@ -1,0 +1,110 @@
+#include "kernels/sinkhorn.h"
+#include "levels.h"
+
+namespace crpt {
+namespace {
+
+using testing::coarse;
+CRPT_AT_EVERY_LEVEL(Sinkhorn);
+
+// The definition, in long double: rows of prototypes to 1/M, samples to 1/B, at last samples to 1.
+std::vector<double> expected(const std::vector<double>& scores, int64_t B, int64_t M, double T,
+                             int iterations) {
+  long double high = scores[0];
+  for (const double x : scores) high = std::max<long double>(high, x);
+  std::vector<long double> q(scores.size());
+  for (size_t i = 0; i < q.size(); ++i)
+    q[i] = std::exp((scores[i] - high) / static_cast<long double>(T));
+  const auto normalise = [&](int64_t outer, int64_t inner, int64_t so, int64_t si,
+                             long double mass) {
+    for (int64_t i = 0; i < outer; ++i) {
+      long double sum = 0;
+      for (int64_t j = 0; j < inner; ++j) sum += q[i * so + j * si];
+      for (int64_t j = 0; j < inner; ++j) q[i * so + j * si] *= mass / sum;
+    }
+  };
+  for (int i = 0; i < iterations; ++i) {
+    normalise(M, B, 1, M, 1.0L / M);
+    normalise(B, M, M, 1, 1.0L / B);
+  }
+  normalise(B, M, M, 1, 1.0L);
+  return {q.begin(), q.end()};
+}
+
+template <typename T>
+std::vector<T> run(Isa level, const std::vector<T>& scores, DType dtype, int64_t problems,
+                   int64_t B, int64_t M, double temperature, int iterations, int threads = 1) {
+  std::vector<T> codes(scores.size());
+  CRPT_AT(level, sinkhorn)({.scores = scores.data(),
+                            .codes = codes.data(),
+                            .dtype = dtype,
+                            .problems = problems,
+                            .samples = B,
+                            .prototypes = M,
+                            .temperature = temperature,
+                            .iterations = iterations,
+                            .threads = threads});
+  return codes;
+}
+
+TEST_P(Sinkhorn, MatchesTheDefinitionOnBothPaths) {
+  // Temperatures on both sides of where exp gives way to log space; sizes around vector widths and
+  // chunks.
+  for (const double T : {0.1, 0.06, 0.04, 0.01}) {
+    for (const auto& [B, M] : {std::pair{1, 1}, {1, 9}, {9, 1}, {33, 17}, {16, 64}, {70, 300}}) {
+      for (const int iterations : {0, 1, 3}) {
+        const auto scores = coarse(B * M, 7);
+        const auto exact = expected(scores, B, M, T, iterations);
+        const auto f64 = run<double>(GetParam(), scores, DType::f64, 1, B, M, T, iterations);
+        const auto f32 =
+            run<float>(GetParam(), testing::as<float>(scores), DType::f32, 1, B, M, T, iterations);
+        const auto bf16 = run<BFloat16>(GetParam(), testing::as_bf16(scores), DType::bf16, 1, B, M,
+                                        T, iterations);
+        for (int i = 0; i < B * M; ++i) {
+          ASSERT_NEAR(f64[i], exact[i], 1e-12);
+          ASSERT_NEAR(f32[i], exact[i], 4e-5);
+          ASSERT_NEAR(testing::value(bf16[i]), exact[i], 3e-3);
+        }
+      }
+    }
+  }
+}
+
+TEST_P(Sinkhorn, StaysFiniteFarOutsideTheRangeOfExp) {
+  const int B = 40, M = 24;
+  auto scores = testing::as<float>(coarse(B * M, 3, 1e4));
+  for (int b = 0; b < B; ++b) scores[b * M + 5] = -1e30f;  // a prototype without mass
+  for (int m = 0; m < M; ++m) scores[7 * M + m] = -std::numeric_limits<float>::infinity();
+  const auto codes = run<float>(GetParam(), scores, DType::f32, 1, B, M, 0.1, 3);
+  for (int b = 0; b < B; ++b) {
+    double sum = 0;
+    for (int m = 0; m < M; ++m) {
+      ASSERT_TRUE(std::isfinite(codes[b * M + m]));
+      ASSERT_GE(codes[b * M + m], 0);
+      sum += codes[b * M + m];
+    }
+    ASSERT_NEAR(sum, 1.0, 1e-5);
+  }
+}
+
+TEST_P(Sinkhorn, NanStaysWithinItsProblem) {
+  auto scores = testing::as<float>(coarse(3 * 8 * 8, 3));
+  scores[64 + 10] = std::nanf("");
+  const auto codes = run<float>(GetParam(), scores, DType::f32, 3, 8, 8, 0.1, 3);
+  for (int i = 0; i < 3 * 64; ++i) ASSERT_EQ(std::isnan(codes[i]), i / 64 == 1);
+}
+
+TEST_P(Sinkhorn, BitsDoNotDependOnThreadsOrOnTheBatch) {
+  const int P = 3, B = 300, M = 200;
+  const auto scores = testing::as<float>(coarse(P * B * M, 11));
+  const auto one = run<float>(GetParam(), scores, DType::f32, P, B, M, 0.1, 3, 1);
+  for (const int threads : {2, 3, 5}) {
+    ASSERT_EQ(run<float>(GetParam(), scores, DType::f32, P, B, M, 0.1, 3, threads), one);
+  }
+  const std::vector<float> second(scores.begin() + B * M, scores.begin() + 2 * B * M);
+  const auto alone = run<float>(GetParam(), second, DType::f32, 1, B, M, 0.1, 3, 4);
+  ASSERT_TRUE(std::equal(alone.begin(), alone.end(), one.begin() + B * M));
+}
+
+}  // namespace
+}  // namespace crpt
