@@ -66,7 +66,7 @@ def _stream(device: torch.device) -> tuple[int, int]:
 def sinkhorn_cuda(scores: Tensor, temperature: float, iterations: int) -> Tensor:
     checks.sinkhorn(scores, temperature, iterations)
     scores = scores.contiguous()  # [..., B, M]
-    codes = torch.empty_like(scores)
+    codes = scores.new_empty(scores.shape)
     compute = compute_dtype(scores.dtype)
     work = codes if scores.dtype == compute else torch.empty_like(scores, dtype=compute)
     b, m = scores.shape[-2:]
@@ -83,7 +83,7 @@ def sinkhorn_cuda(scores: Tensor, temperature: float, iterations: int) -> Tensor
 def _row_normalize(rows: Tensor) -> tuple[Tensor, Tensor]:
     rows = rows.contiguous()  # [..., R, D]
     compute = compute_dtype(rows.dtype)
-    unit = torch.empty_like(rows, dtype=compute)
+    unit = rows.new_empty(rows.shape, dtype=compute)
     norm = rows.new_empty(rows.shape[:-1], dtype=compute)
     device, stream = _stream(rows.device)
     _cuda.row_normalize(
@@ -108,7 +108,7 @@ def prototype_similarity_backward_cuda(
 ) -> Tensor:
     grad_unit = torch.matmul(grad.to(unit.dtype), other).sum_to_size(unit.shape).contiguous()
     unit, norm = unit.contiguous(), norm.contiguous()
-    grad_rows = torch.empty_like(unit)
+    grad_rows = unit.new_empty(unit.shape)
     device, stream = _stream(unit.device)
     _cuda.row_normalize_backward(
         device, _DTYPE[unit.dtype], grad_unit.data_ptr(), unit.data_ptr(), norm.data_ptr(),
@@ -139,7 +139,7 @@ def prototype_loss_backward_scores_cuda(
 ) -> Tensor:
     grad, logsumexp = grad.to(logsumexp.dtype).contiguous(), logsumexp.contiguous()
     scores, codes = scores.contiguous(), codes.contiguous()
-    grad_scores = torch.empty_like(scores)
+    grad_scores = scores.new_empty(scores.shape)
     b, m = scores.shape[-2:]
     device, stream = _stream(scores.device)
     _cuda.prototype_loss_backward_scores(
@@ -155,7 +155,7 @@ def prototype_loss_backward_codes_cuda(
 ) -> Tensor:
     grad, logsumexp = grad.to(logsumexp.dtype).contiguous(), logsumexp.contiguous()
     scores = scores.contiguous()
-    grad_codes = torch.empty_like(scores)
+    grad_codes = scores.new_empty(scores.shape)
     b, m = scores.shape[-2:]
     device, stream = _stream(scores.device)
     _cuda.prototype_loss_backward_codes(
@@ -206,7 +206,7 @@ def random_shift_cuda(images: Tensor, shifts: Tensor, pad: int) -> Tensor:
 def random_shift_backward_cuda(grad: Tensor, shifts: Tensor, pad: int) -> Tensor:
     checks.random_shift(grad, shifts, pad)
     grad, shifts = grad.contiguous(), shifts.contiguous()
-    grad_images = torch.empty_like(grad)
+    grad_images = grad.new_empty(grad.shape)
     device, stream = _stream(grad.device)
     _cuda.random_shift_backward(
         device, _DTYPE[grad.dtype], grad.data_ptr(), shifts.data_ptr(), grad_images.data_ptr(),

@@ -1,8 +1,8 @@
 """crpt/ops/cuda.py without a GPU: its functions on CPU tensors, over cpp_tests/cuda_emulation.
 
-The public operators and their gradients run as on a GPU, from the dispatcher down to the kernels. What
-is proven here is the glue: checks, allocation, layouts, batches, dtypes, blocks of queries and errors.
-The kernels have their own tests in cpp_tests/test_cuda_*.cpp.
+The public operators and their gradients run as on a GPU, from the dispatcher down to the kernels.
+What is proven here is the glue: checks, allocation, layouts, batches, dtypes, blocks of queries and
+errors. The kernels have their own tests in cpp_tests/test_cuda_*.cpp.
 """
 
 from __future__ import annotations
