@@ -2,8 +2,9 @@
 
 Each works on float32, float16, bfloat16 (accumulated in float32) and float64, under autograd where
 a gradient exists and under torch.compile(fullgraph=True). Results are deterministic, and, where no
-GEMM of torch's takes part, the same bits whatever the number of threads. `crpt.ops.reference` holds
-the plain-PyTorch twin of each: same name, same signature.
+GEMM of torch's takes part, the same bits whatever the number of threads. Under autocast the dtype
+of the inputs decides. `crpt.ops.reference` holds the plain-PyTorch twin of each: same name, same
+signature.
 """
 
 # Importing cpu and cuda registers their kernels.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from numbers import Integral, Real
 
+import torch
 from torch import Tensor
 
 from crpt.ops import cuda
@@ -14,6 +15,8 @@ DEVICES = ("cpu", "cuda", "meta") if cuda.AVAILABLE else ("cpu", "meta")
 def tensor(name: str, value: object) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} should be a Tensor, got {type(value).__name__}")
+    if value.layout is not torch.strided:
+        raise ValueError(f"{name} should be dense, got {value.layout}")
     if value.device.type not in DEVICES:
         hint = ""
         if value.device.type == "cuda":

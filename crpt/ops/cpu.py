@@ -14,6 +14,7 @@ from torch import Tensor
 
 from crpt.ops import checks
 from crpt.ops.checks import compute_dtype
+from crpt.ops.gemm import matmul
 from crpt.ops.layout import pixel_planes
 from crpt.ops.schemas import LIBRARY
 
@@ -69,7 +70,7 @@ def prototype_similarity_cpu(embeddings: Tensor, prototypes: Tensor) -> tuple[Te
     checks.prototype_similarity(embeddings, prototypes)
     unit_e, norm_e = _row_normalize(embeddings)
     unit_c, norm_c = _row_normalize(prototypes)
-    similarity = torch.matmul(unit_e, unit_c.mT).to(embeddings.dtype)
+    similarity = matmul(unit_e, unit_c.mT).to(embeddings.dtype)
     return similarity, unit_e, unit_c, norm_e, norm_c
 
 
@@ -77,7 +78,7 @@ def prototype_similarity_cpu(embeddings: Tensor, prototypes: Tensor) -> tuple[Te
 def prototype_similarity_backward_cpu(
     grad: Tensor, unit: Tensor, norm: Tensor, other: Tensor
 ) -> Tensor:
-    grad_unit = torch.matmul(grad.to(unit.dtype), other).sum_to_size(unit.shape).contiguous()
+    grad_unit = matmul(grad.to(unit.dtype), other).sum_to_size(unit.shape).contiguous()
     unit, norm = unit.contiguous(), norm.contiguous()
     grad_rows = torch.empty_like(unit)
     _cpu.row_normalize_backward(
@@ -134,7 +135,7 @@ def prototype_loss_backward_codes_cpu(
 def intrinsic_loss_cpu(prototypes: Tensor, offset: float) -> tuple[Tensor, Tensor]:
     checks.intrinsic_loss(prototypes, offset)
     c = prototypes.to(compute_dtype(prototypes.dtype))  # [..., M, D]
-    weights = torch.matmul(c, c.mT).contiguous()  # s, until the kernel has read it
+    weights = matmul(c, c.mT).contiguous()  # s, until the kernel has read it
     loss = c.new_empty(c.shape[:-2])
     _cpu.intrinsic_loss(
         weights.data_ptr(), loss.data_ptr(), _DTYPE[c.dtype], loss.numel(), c.shape[-2], offset,
@@ -147,7 +148,7 @@ def intrinsic_loss_cpu(prototypes: Tensor, offset: float) -> tuple[Tensor, Tenso
 def intrinsic_loss_backward_cpu(grad: Tensor, prototypes: Tensor, weights: Tensor) -> Tensor:
     c = prototypes.to(weights.dtype)
     scale = grad.to(weights.dtype)[..., None, None]
-    return torch.matmul(weights, c).mul_(scale).to(prototypes.dtype)
+    return matmul(weights, c).mul_(scale).to(prototypes.dtype)
 
 
 @_impl("random_shift")
@@ -218,7 +219,7 @@ def knn_distance_cpu(queries: Tensor, keys: Tensor, k: int) -> tuple[Tensor, Ten
     block = max(1, _DOTS_PER_BLOCK // count)
     for begin in range(0, batch, block):
         rows = queries[begin : begin + block]
-        dots = torch.matmul(rows, keys.mT).contiguous()  # [block, Q]
+        dots = matmul(rows, keys.mT).contiguous()  # [block, Q]
         _cpu.knn_distance(
             rows.data_ptr(), keys.data_ptr(), dots.data_ptr(), distance[begin:].data_ptr(),
             index[begin:].data_ptr(), _DTYPE[compute], rows.shape[0], count, dim, k, tolerance,

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import resource
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from crpt import ops
+from crpt.ops import reference
+
+DTYPES = [torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.integers(0, 2**31), st.integers(1, 5), st.integers(1, 4), st.integers(1, 3), st.integers(1, 12),
+    st.integers(1, 40), st.integers(0, 6), st.sampled_from(DTYPES), st.booleans(),
+)  # fmt: skip
+def test_equals_stacking_shifting_and_casting_one_after_another(
+    seed: int, b: int, k: int, c: int, h: int, w: int, pad: int, dtype: torch.dtype, shifted: bool
+) -> None:
+    g = torch.Generator().manual_seed(seed)
+    frames = torch.randint(0, 256, (8, c, h, w), generator=g, dtype=torch.uint8)
+    index = torch.randint(0, 8, (b, k), generator=g)
+    shifts = torch.randint(-pad, pad + 1, (b, 2), generator=g) if shifted else None
+    expected = torch.cat([frames[index[:, i]] for i in range(k)], dim=1)
+    if shifts is not None:
+        expected = ops.random_shift(expected, pad, shifts)
+    if dtype != torch.uint8:
+        expected = (expected.double() / 255).to(torch.promote_types(dtype, torch.float32)).to(dtype)
+    got = ops.frame_stack(frames, index, shifts, pad, dtype)
+    assert got.dtype == dtype
+    assert got.is_contiguous()
+    assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_pixel_value_is_cast_as_the_twin_does(dtype: torch.dtype, device: str) -> None:
+    frames = torch.arange(256, dtype=torch.uint8, device=device).reshape(1, 1, 16, 16)
+    index = torch.zeros(1, 1, dtype=torch.int64, device=device)
+    got = ops.frame_stack(frames, index, dtype=dtype)
+    assert torch.equal(got, reference.frame_stack(frames, index, dtype=dtype))
+
+
+def test_reads_a_mapped_file_without_loading_it(tmp_path: Path) -> None:
+    """A read-only file of 2 GiB (sparse): memory grows by what the index names, not by the file."""
+    store = np.lib.format.open_memmap(
+        tmp_path / "frames.npy", mode="w+", dtype=np.uint8, shape=(100_000, 3, 84, 84)
+    )
+    store[77_777] = np.arange(3 * 84 * 84, dtype=np.uint32).reshape(3, 84, 84) % 251
+    del store
+    mapped = np.load(tmp_path / "frames.npy", mmap_mode="r")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        frames = torch.from_numpy(mapped)
+    out = ops.frame_stack(frames, torch.tensor([[77_777, 5, 99_999]]))
+    assert torch.equal(out[0, :3], torch.from_numpy(np.array(mapped[77_777])))
+    assert (out[0, 3:] == 0).all()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024  # KiB
+
+
+def test_every_other_frame_of_a_store_is_not_copied(device: str) -> None:
+    frames = torch.randint(0, 256, (40, 3, 8, 8), dtype=torch.uint8, device=device)
+    index = torch.tensor([[0, 3], [19, 7]], device=device)
+    assert torch.equal(ops.frame_stack(frames[::2], index), frames[::2][index].flatten(1, 2))
+    flipped = frames.transpose(2, 3)
+    assert torch.equal(ops.frame_stack(flipped, index), flipped[index].flatten(1, 2))
+
+
+F = torch.zeros(5, 3, 4, 4, dtype=torch.uint8)
+I = torch.zeros(2, 3, dtype=torch.int64)  # noqa: E741
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "error", "message"),
+    [
+        ((np.zeros((5, 3, 4, 4), np.uint8), I), {}, TypeError, "frames should be a Tensor, got ndarray"),
+        ((F.float(), I), {}, TypeError, "frames should be torch.uint8, got torch.float32"),
+        ((F[0], I), {}, ValueError, r"frames should be \[N, C, H, W\] with C, H, W >= 1, got \[3, 4, 4\]"),
+        ((F, [0, 1]), {}, TypeError, "index should be a Tensor, got list"),
+        ((F, I.int()), {}, TypeError, "index should be torch.int64, got torch.int32"),
+        ((F, I[0]), {}, ValueError, r"index should be \[B, K\] with K >= 1, got \[3\]"),
+        ((F, I[:, :0]), {}, ValueError, r"index should be \[B, K\] with K >= 1, got \[2, 0\]"),
+        ((F, torch.tensor([[0, 1], [2, 5]])), {}, ValueError, r"index should be in \[0, 4\], got 5 at \[1, 1\]"),
+        ((F, torch.tensor([[0, -1]])), {}, ValueError, r"index should be in \[0, 4\], got -1 at \[0, 1\]"),
+        ((F, torch.tensor([[2**62]])), {}, ValueError, r"index should be in \[0, 4\], got 4611686018427387904 at \[0, 0\]"),
+        ((F[:0], I), {}, ValueError, r"index should be in \[0, -1\], got 0 at \[0, 0\]"),
+        ((F, I, torch.zeros(3, 2).long()), {}, ValueError, r"shifts should be \[2, 2\], got \[3, 2\]"),
+        ((F, I, torch.tensor([[0, 0], [0, -5]])), {}, ValueError, r"shifts should be in \[-4, 4\], got -5 at \[1, 1\]"),
+        ((F, I), {"pad": -1}, ValueError, "pad should be >= 0, got -1"),
+        ((F, I), {"dtype": torch.int32}, TypeError, "dtype should be float32, float16, bfloat16, float64, uint8, got torch.int32"),
+        ((F, I), {"dtype": "float32"}, TypeError, "dtype should be a torch.dtype, got str"),
+        ((F, I.to("meta")), {}, ValueError, "index should be on cpu, got meta"),
+    ],
+)  # fmt: skip
+def test_errors(
+    args: tuple[Any, ...], kwargs: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        ops.frame_stack(*args, **kwargs)
+
+
+def test_a_compiled_graph_checks_values_too() -> None:
+    torch._dynamo.reset()
+    stack = torch.compile(ops.frame_stack, fullgraph=True, backend="aot_eager")
+    with pytest.raises(ValueError, match=r"index should be in \[0, 4\], got 9 at \[0, 0\]"):
+        stack(F, torch.tensor([[9]]))

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from crpt import ops
+
+DTYPES = [
+    torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool,
+    torch.float16, torch.bfloat16, torch.float32, torch.float64,
+]  # fmt: skip
+
+
+def pad_and_crop(images: Tensor, pad: int, shifts: Tensor) -> Tensor:
+    """The augmentation as it is usually described: replicate-pad, then crop, image by image."""
+    height, width = images.shape[-2:]
+    padded = F.pad(images.double(), (pad,) * 4, mode="replicate").to(images.dtype)
+    return torch.stack(
+        [
+            image[:, pad + dy : pad + dy + height, pad + dx : pad + dx + width]
+            for image, (dy, dx) in zip(padded, shifts.tolist(), strict=True)
+        ]
+    )
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.integers(0, 2**31), st.integers(1, 4), st.integers(1, 3), st.integers(1, 12), st.integers(1, 12),
+    st.integers(0, 9), st.sampled_from(DTYPES), st.booleans(),
+)  # fmt: skip
+def test_is_pad_and_crop(
+    seed: int, b: int, c: int, h: int, w: int, pad: int, dtype: torch.dtype, last: bool
+) -> None:
+    g = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 100, (b, c, h, w), generator=g).to(dtype)
+    shifts = torch.randint(-pad, pad + 1, (b, 2), generator=g)
+    if last:
+        images = images.to(memory_format=torch.channels_last)
+    assert torch.equal(ops.random_shift(images, pad, shifts), pad_and_crop(images, pad, shifts))
+
+
+def test_zero_shift_is_the_identity(device: str) -> None:
+    images = torch.randn(3, 2, 7, 9, device=device)
+    assert torch.equal(
+        ops.random_shift(images, 4, torch.zeros(3, 2, dtype=torch.int64, device=device)), images
+    )
+    assert torch.equal(ops.random_shift(images, 0), images)
+
+
+def test_opposite_shifts_restore_the_interior(device: str) -> None:
+    images = torch.randn(4, 2, 12, 12, device=device)
+    shifts = torch.tensor([[4, -4], [1, 2], [-3, 0], [-4, 4]], device=device)
+    there_and_back = ops.random_shift(ops.random_shift(images, 4, shifts), 4, -shifts)
+    assert torch.equal(there_and_back[..., 4:-4, 4:-4], images[..., 4:-4, 4:-4])
+
+
+def test_channels_last_stays_channels_last(device: str) -> None:
+    images = torch.randn(2, 3, 6, 5, device=device).to(memory_format=torch.channels_last)
+    out = ops.random_shift(images, 2)
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    assert ops.random_shift(images.contiguous(), 2).is_contiguous()
+
+
+def test_draws_uniformly_from_the_generator(device: str) -> None:
+    images = torch.arange(9.0, device=device).expand(2000, 1, 9, 9)  # the column's number
+    g = torch.Generator(device=device).manual_seed(1)
+    out = ops.random_shift(images, 2, generator=g)
+    dx = (out[:, 0, 0, 4] - 4).long()
+    counts = torch.bincount(dx + 2, minlength=5)
+    assert len(counts) == 5
+    assert ((counts - 400).abs() < 90).all()  # 5 standard deviations
+    again = ops.random_shift(images, 2, generator=torch.Generator(device=device).manual_seed(1))
+    assert torch.equal(out, again)
+    assert not torch.equal(out, ops.random_shift(images, 2, generator=g))
+
+
+def test_follows_torchs_seed(device: str) -> None:
+    images = torch.rand(16, 1, 9, 9, device=device)
+    torch.manual_seed(3)
+    first = ops.random_shift(images)
+    torch.manual_seed(3)
+    assert torch.equal(ops.random_shift(images), first)
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "error", "message"),
+    [
+        ((1,), {}, TypeError, "images should be a Tensor, got int"),
+        ((torch.ones(2, 3, 4),), {}, ValueError, r"images should be \[B, C, H, W\] with C, H, W >= 1, got \[2, 3, 4\]"),
+        ((torch.ones(2, 3, 0, 4),), {}, ValueError, r"got \[2, 3, 0, 4\]"),
+        ((torch.ones(2, 3, 4, 4, dtype=torch.complex64),), {}, TypeError, "images should be real numbers or bool, got torch.complex64"),
+        ((torch.ones(2, 3, 4, 4), -1), {}, ValueError, "pad should be >= 0, got -1"),
+        ((torch.ones(2, 3, 4, 4), 1.5), {}, TypeError, "pad should be an int, got float"),
+        ((torch.ones(2, 3, 4, 4), 2, [[0, 0], [0, 0]]), {}, TypeError, "shifts should be a Tensor, got list"),
+        ((torch.ones(2, 3, 4, 4), 2, torch.zeros(2, 2)), {}, TypeError, "shifts should be torch.int64, got torch.float32"),
+        ((torch.ones(2, 3, 4, 4), 2, torch.zeros(3, 2).long()), {}, ValueError, r"shifts should be \[2, 2\], got \[3, 2\]"),
+        ((torch.ones(2, 3, 4, 4), 2, torch.tensor([[0, 0], [-3, 0]])), {}, ValueError, r"shifts should be in \[-2, 2\], got -3 at \[1, 0\]"),
+        ((torch.ones(2, 3, 4, 4), 2, torch.tensor([[0, 3], [0, 0]])), {}, ValueError, r"shifts should be in \[-2, 2\], got 3 at \[0, 1\]"),
+        ((torch.ones(1, 3, 4, 4), 2, torch.zeros(1, 2).long()), {"generator": torch.Generator()}, ValueError, "generator should be None where shifts are given"),
+    ],
+)  # fmt: skip
+def test_errors(
+    args: tuple[Any, ...], kwargs: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        ops.random_shift(*args, **kwargs)
+
+
+def test_a_compiled_graph_checks_values_too() -> None:
+    torch._dynamo.reset()
+    shift = torch.compile(ops.random_shift, fullgraph=True, backend="aot_eager")
+    with pytest.raises(ValueError, match=r"shifts should be in \[-2, 2\], got 9 at \[0, 0\]"):
+        shift(torch.ones(1, 1, 4, 4), 2, torch.tensor([[9, 0]]))
