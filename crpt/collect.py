@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.metadata
+import logging
 import os
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +19,9 @@ from crpt.replay import DatasetError, ReplayBuffer, require_disk_space
 
 if TYPE_CHECKING:
     from crpt.config import CollectConfig
+
+
+_log = logging.getLogger(__name__)
 
 
 class DatasetMismatchError(DatasetError):
@@ -57,6 +62,8 @@ def collect(
     dataset = Path(dataset)
     buffer = _open(config, dataset, seed)
     pending = [domain for domain in config.domains if not is_complete(config, buffer, domain)]
+    if pending:
+        _warn_of_other_packages(buffer)
     have = {d: buffer.num_transitions(d) if d in buffer.domains else 0 for d in config.domains}
     missing = sum(config.transitions - have[domain] for domain in pending)
     require_disk_space(dataset, missing * 3 * config.image_size**2)
@@ -108,22 +115,38 @@ def _open(config: CollectConfig, dataset: Path, seed: int) -> ReplayBuffer:
         "episode_length": config.episode_length,
     }
     if not (dataset / "dataset.json").exists():
-        packages = {
-            name: importlib.metadata.version(name) for name in ("dm_control", "mujoco", "numpy")
-        }
-        return ReplayBuffer.create(dataset, {}, {**settings, "versions": packages})
+        return ReplayBuffer.create(dataset, {}, {**settings, "versions": _versions()})
     buffer = ReplayBuffer.open(dataset)
-    different = [
-        f"{name} {buffer.metadata.get(name)!r} there, {value!r} here"
-        for name, value in settings.items()
-        if buffer.metadata.get(name) != value
-    ]
+    different = _differences(buffer.metadata, settings)
     if different:
         raise DatasetMismatchError(
-            f"{dataset} was collected with other settings ({'; '.join(different)}): "
+            f"{dataset} was collected with other settings ({different}): "
             "collect with those, or into another directory"
         )
     return buffer
+
+
+def _warn_of_other_packages(buffer: ReplayBuffer) -> None:
+    different = _differences(buffer.metadata["versions"], _versions())
+    if different:
+        _log.warning(
+            "%s was begun with other packages (%s): what is added may differ from what they would "
+            "have added",
+            buffer.path,
+            different,
+        )
+
+
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in ("dm_control", "mujoco", "numpy")}
+
+
+def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    return "; ".join(
+        f"{name} {there.get(name)!r} there, {value!r} here"
+        for name, value in here.items()
+        if there.get(name) != value
+    )
 
 
 class _Bars:

@@ -141,6 +141,7 @@ def _spec(env: gymnasium.Env[Any, Any], actions: Box, seed: int) -> DomainSpec:
         action_shape=actions.shape,
         state_shape=_state(info).shape,
         frame_shape=frame.shape,
+        camera=getattr(env.unwrapped, "camera", None),
     )
 
 

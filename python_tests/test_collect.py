@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -216,7 +217,8 @@ def test_kill_9_with_dm_control(tmp_path):
         "episode_length": 40,
         "render": "fast",
     }
-    collect(CollectConfig(**config), tmp_path / "whole", seed=5, progress=False)
+    buffer = collect(CollectConfig(**config), tmp_path / "whole", seed=5, progress=False)
+    assert buffer.spec("cartpole_swingup").camera == 0
     process = start_script(tmp_path / "killed", "crpt.envs", "make", **config)
     assert run_and_kill(process, tmp_path / "killed", 60, kill_all)
     assert 0 < transitions_on_disk(tmp_path / "killed") < 150
@@ -259,6 +261,16 @@ def test_other_settings_are_refused_field_by_field(tmp_path):
     with pytest.raises(ValueError, match=r"at least the 100 .* got 99"):
         toy_collect(tmp_path / "data", transitions=99)
     assert contents(tmp_path / "data") == before
+
+
+def test_other_packages_are_told(tmp_path, caplog):
+    toy_collect(tmp_path / "data")
+    manifest = tmp_path / "data" / "dataset.json"
+    manifest.write_text(re.sub(r'"mujoco": ".*"', '"mujoco": "3.16.0"', manifest.read_text()))
+    toy_collect(tmp_path / "data")
+    assert caplog.text == ""  # nothing was added
+    toy_collect(tmp_path / "data", transitions=101)
+    assert "was begun with other packages (mujoco '3.16.0' there, '" in caplog.text
 
 
 @pytest.mark.parametrize(

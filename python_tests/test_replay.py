@@ -99,12 +99,14 @@ class RingMachine(RuleBasedStateMachine):
         self.open = True
 
     @precondition(lambda self: self.open)
-    @rule(last=st.sampled_from([False, False, False, True]))
-    def append(self, last: bool) -> None:
-        n = self._identity()
-        self.writer.append(frame(n), np.array([n, -n]), n, 0.5, np.array([n]), last)
-        self.model.commit(n, False, last, self.capacity)
-        self.open = not last
+    @rule(steps=st.integers(1, 8), ends=st.booleans())
+    def append(self, steps: int, ends: bool) -> None:
+        for step in range(steps):
+            n = self._identity()
+            last = ends and step == steps - 1
+            self.writer.append(frame(n), np.array([n, -n]), n, 0.5, np.array([n]), last)
+            self.model.commit(n, False, last, self.capacity)
+        self.open = not ends
 
     @rule()
     def another_writer(self) -> None:

@@ -100,6 +100,45 @@ def test_a_crash_at_any_line_loses_at_most_the_episode_it_was_in(tmp_path):
     assert crashes > 50
 
 
+def test_a_crash_at_any_line_leaves_no_half_overwritten_step(tmp_path):
+    for line in range(1, 100_000, 7):
+        path = tmp_path / "ring"
+        buffer = ReplayBuffer.create(path, {"toy": SPEC})  # of 9 steps
+        writer = buffer.writer("toy")
+        write_episode(writer, 0, 5)
+        write_episode(writer, 10, 5)
+        sys.settrace(crash_at_line(line))
+        try:
+            write_episode(writer, 20, 8)
+            crashed = False
+        except Crash:
+            crashed = True
+        finally:
+            sys.settrace(None)
+        writer.close()
+        for again in range(2):
+            buffer = ReplayBuffer.open(path)
+            slots = buffer.indices("toy")
+            assert len(slots) >= 2 * (1 - again)
+            arrays = buffer.arrays("toy")
+            newest = arrays["rewards"][slots].astype(int)
+            start = newest // 10 * 10
+            for back, stacks in enumerate(
+                [buffer.observations("toy", slots), buffer.observations("toy", (slots - 1) % 9)]
+            ):
+                for k in range(3):
+                    expected = np.maximum(start, newest - back - k)
+                    np.testing.assert_array_equal(stacks[:, 2 - k, 0, 0], expected)
+            np.testing.assert_array_equal(arrays["actions"][slots, 1], -newest)
+            np.testing.assert_array_equal(arrays["states"][slots, 0], newest)
+            np.testing.assert_array_equal(arrays["is_last"][slots], np.isin(newest, (15, 28)))
+            buffer.writer("toy").close()  # drops the cut episode
+        shutil.rmtree(path)
+        if not crashed:
+            assert line > 200
+            return
+
+
 def test_a_crash_while_a_dataset_is_made_leaves_none_or_a_whole_one(tmp_path):
     for line in range(1, 100_000, 11):
         path = tmp_path / str(line) / "data"

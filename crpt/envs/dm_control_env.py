@@ -46,7 +46,7 @@ class DMControlEnv(gymnasium.Env):
         """`seed` seeds the next episode; `prepare_model` edits a model before it is first drawn."""
         self._env = env
         self._seed = seed
-        self._camera_id = camera
+        self.camera = camera
         self._action_repeat = action_repeat
         self._image_size = image_size
         self._prepare_model = prepare_model
@@ -138,7 +138,7 @@ class DMControlEnv(gymnasium.Env):
             global_.offwidth = max(global_.offwidth, self._image_size)
             global_.offheight = max(global_.offheight, self._image_size)
             self._prepare_model(self._model)
-            self._camera = Camera(physics, self._image_size, self._image_size, self._camera_id)
+            self._camera = Camera(physics, self._image_size, self._image_size, self.camera)
         frame = np.array(self._camera.render().transpose(2, 0, 1), order="C")
         return frame, np.asarray(physics.get_state(), dtype=np.float64)
 

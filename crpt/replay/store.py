@@ -42,6 +42,8 @@ class DomainSpec:
     """Shape of the simulator state stored beside each frame."""
     frame_shape: tuple[int, int, int] = (3, 84, 84)
     """[C, H, W] of one frame."""
+    camera: int | str | None = None
+    """The simulator's camera that drew the frames, where that is known."""
 
     def __post_init__(self) -> None:
         _require_dimension("capacity", self.capacity, 1)
