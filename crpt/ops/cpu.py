@@ -44,7 +44,7 @@ def _impl(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 def sinkhorn_cpu(scores: Tensor, temperature: float, iterations: int) -> Tensor:
     checks.sinkhorn(scores, temperature, iterations)
     scores = scores.contiguous()  # [..., B, M]
-    codes = torch.empty_like(scores)
+    codes = scores.new_empty(scores.shape)
     b, m = scores.shape[-2:]
     _cpu.sinkhorn(
         scores.data_ptr(), codes.data_ptr(), _DTYPE[scores.dtype], scores.numel() // (b * m), b, m,
@@ -56,7 +56,7 @@ def sinkhorn_cpu(scores: Tensor, temperature: float, iterations: int) -> Tensor:
 def _row_normalize(rows: Tensor) -> tuple[Tensor, Tensor]:
     rows = rows.contiguous()  # [..., R, D]
     compute = compute_dtype(rows.dtype)
-    unit = torch.empty_like(rows, dtype=compute)
+    unit = rows.new_empty(rows.shape, dtype=compute)
     norm = torch.empty(rows.shape[:-1], dtype=compute)
     _cpu.row_normalize(
         rows.data_ptr(), unit.data_ptr(), norm.data_ptr(), _DTYPE[rows.dtype], norm.numel(),
@@ -80,7 +80,7 @@ def prototype_similarity_backward_cpu(
 ) -> Tensor:
     grad_unit = matmul(grad.to(unit.dtype), other).sum_to_size(unit.shape).contiguous()
     unit, norm = unit.contiguous(), norm.contiguous()
-    grad_rows = torch.empty_like(unit)
+    grad_rows = unit.new_empty(unit.shape)
     _cpu.row_normalize_backward(
         grad_unit.data_ptr(), unit.data_ptr(), norm.data_ptr(), grad_rows.data_ptr(),
         _DTYPE[unit.dtype], norm.numel(), unit.shape[-1], torch.get_num_threads(),
@@ -107,7 +107,7 @@ def _prototype_loss_backward(
 ) -> Tensor:
     grad, scores, logsumexp = grad.contiguous(), scores.contiguous(), logsumexp.contiguous()
     codes = None if codes is None else codes.contiguous()
-    grad_input = torch.empty_like(scores)
+    grad_input = scores.new_empty(scores.shape)
     b, m = scores.shape[-2:]
     _cpu.prototype_loss_backward(
         grad.data_ptr(), scores.data_ptr(), 0 if codes is None else codes.data_ptr(),
@@ -169,7 +169,7 @@ def random_shift_cpu(images: Tensor, shifts: Tensor, pad: int) -> Tensor:
 def random_shift_backward_cpu(grad: Tensor, shifts: Tensor, pad: int) -> Tensor:
     checks.random_shift(grad, shifts, pad)
     grad, shifts = grad.contiguous(), shifts.contiguous()
-    grad_images = torch.empty_like(grad)
+    grad_images = grad.new_empty(grad.shape)
     _cpu.random_shift_backward(
         grad.data_ptr(), grad_images.data_ptr(), shifts.data_ptr(), _DTYPE[grad.dtype],
         *grad.shape, pad, torch.get_num_threads(),
@@ -234,7 +234,7 @@ def _knn_distance_backward(
     compute = distance.dtype
     grad, queries, keys = (x.to(compute).contiguous() for x in (grad, queries, keys))
     distance, index = distance.contiguous(), index.contiguous()
-    out = torch.empty_like(keys if of_keys else queries)
+    out = distance.new_empty(keys.shape if of_keys else queries.shape)
     _cpu.knn_distance_backward(
         grad.data_ptr(), queries.data_ptr(), keys.data_ptr(), distance.data_ptr(), index.data_ptr(),
         0 if of_keys else out.data_ptr(), out.data_ptr() if of_keys else 0, _DTYPE[compute],

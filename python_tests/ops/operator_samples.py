@@ -103,6 +103,8 @@ SAMPLES = [
     Sample("sinkhorn", "tall", call(cosine(1100, 5)), False),
     Sample("sinkhorn", "strided", call(transposed(cosine(40, 30))), False),
     Sample("sinkhorn", "one_sample", call(cosine(1, 7)), False),
+    # Contiguous by torch's rules, with a stride that no fresh tensor has.
+    Sample("sinkhorn", "one_strided_sample", call(lambda g: cosine(4, 7)(g)[::4]), False),
     Sample("sinkhorn", "one_prototype", call(cosine(7, 1)), False),
     Sample("sinkhorn", "no_problems", call(cosine(0, 3, 4)), False),
     Sample("prototype_similarity", "plain", call(normal(13, 24), normal(17, 24))),
@@ -131,6 +133,11 @@ SAMPLES = [
     ),
     Sample(
         "random_shift", "strided", call(transposed(normal(4, 3, 9, 8)), 2, integers(-2, 2, 4, 2))
+    ),
+    Sample(
+        "random_shift",
+        "one_channel",
+        call(lambda g: normal(3, 4, 6, 5)(g)[:, :1], 2, integers(-2, 2, 3, 2)),
     ),
     Sample("random_shift", "one_pixel", call(normal(3, 2, 1, 1), 2, integers(-2, 2, 3, 2))),
     Sample("random_shift", "no_images", call(normal(0, 2, 5, 5), 2, integers(-2, 2, 0, 2))),
