@@ -155,6 +155,20 @@ TEST(CudaLaunch, GridsStayWithinTheLimit) {
   EXPECT_EQ(blocks_for(std::numeric_limits<int64_t>::max(), 1), 2147483647u);
 }
 
+TEST(CudaLaunch, DeviceGuardComesBack) {
+  int device = -1;
+  {
+    const DeviceGuard guard(1);
+    EXPECT_EQ(guard.error(), cudaSuccess);
+    cudaGetDevice(&device);
+    EXPECT_EQ(device, 1);
+    const DeviceGuard missing(7);
+    EXPECT_EQ(missing.error(), cudaErrorInvalidDevice);
+  }
+  cudaGetDevice(&device);
+  EXPECT_EQ(device, 0);
+}
+
 TEST(CudaLaunch, NothingToDoIsNoLaunch) {
   const long before = emulation::launch_count();
   EXPECT_LAUNCHED(launch(kStream, 0, divergent_kernel));

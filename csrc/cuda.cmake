@@ -2,15 +2,19 @@
 # The runtime is linked statically, so the module needs nothing but a driver.
 
 enable_language(CUDA)
-if(CMAKE_CUDA_COMPILER_ID STREQUAL "NVIDIA" AND CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 12.0)
-  message(FATAL_ERROR "crpt needs CUDA 12.0 or newer, got ${CMAKE_CUDA_COMPILER_VERSION}; "
-                      "CRPT_CUDA=OFF builds the CPU operators only")
+if(NOT CMAKE_CUDA_COMPILER_ID STREQUAL "NVIDIA" OR CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 12.0)
+  set(got "${CMAKE_CUDA_COMPILER_ID} ${CMAKE_CUDA_COMPILER_VERSION}")
+  if(CRPT_CUDA STREQUAL "ON")
+    message(FATAL_ERROR "CRPT_CUDA=ON needs nvcc 12.0 or newer, got ${got}")
+  endif()
+  message(WARNING "The CUDA kernels need nvcc 12.0 or newer, got ${got}: "
+                  "building the CPU operators only")
+  return()
 endif()
 set(CRPT_CUDA_ARCHITECTURES 80-real 90 CACHE STRING "GPU architectures, as CMAKE_CUDA_ARCHITECTURES")
 set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
 
-set(names sinkhorn row_normalize prototype_loss intrinsic_loss random_shift frame_stack knn_distance)
-list(TRANSFORM names PREPEND ${CMAKE_CURRENT_LIST_DIR}/kernels/ OUTPUT_VARIABLE cuda_sources)
+list(TRANSFORM CRPT_KERNELS PREPEND ${CMAKE_CURRENT_LIST_DIR}/kernels/ OUTPUT_VARIABLE cuda_sources)
 list(TRANSFORM cuda_sources APPEND .cu)
 
 add_library(crpt_cuda STATIC ${cuda_sources})

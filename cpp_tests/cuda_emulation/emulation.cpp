@@ -290,8 +290,6 @@ Device& device() {
 
 void Device::entry() { device().enter(); }
 
-thread_local int current_device = 0;
-
 }  // namespace
 
 cudaError_t run(const cudaLaunchConfig_t& config, const std::function<void()>& thread) {
@@ -311,35 +309,3 @@ std::string last_failure() { return device().last_failure(); }
 long launch_count() { return device().launches(); }
 
 }  // namespace crpt::emulation
-
-cudaError_t cudaGetLastError() { return cudaSuccess; }
-
-const char* cudaGetErrorString(cudaError_t error) {
-  switch (error) {
-    case cudaSuccess:
-      return "no error";
-    case cudaErrorInvalidValue:
-      return "invalid argument";
-    case cudaErrorInvalidConfiguration:
-      return "invalid configuration argument";
-    case cudaErrorInvalidDevice:
-      return "invalid device ordinal";
-    case cudaErrorAssert:
-      return "device-side assert triggered";
-    case cudaErrorLaunchFailure:
-      return "unspecified launch failure";
-  }
-  return "unrecognized error code";
-}
-
-cudaError_t cudaGetDevice(int* device) {
-  *device = crpt::emulation::current_device;
-  return cudaSuccess;
-}
-
-// Two devices, so that a binding that forgets to come back is seen.
-cudaError_t cudaSetDevice(int device) {
-  if (device < 0 || device > 1) return cudaErrorInvalidDevice;
-  crpt::emulation::current_device = device;
-  return cudaSuccess;
-}

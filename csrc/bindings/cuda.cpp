@@ -29,25 +29,6 @@ void check(const char* name, cudaError_t error) {
                            ": CUDA error: " + cudaGetErrorString(error));
 }
 
-// Makes the device current and brings the caller's back.
-class DeviceGuard {
- public:
-  DeviceGuard(const char* name, int device) {
-    check(name, cudaGetDevice(&previous_));
-    changed_ = previous_ != device;
-    if (changed_) check(name, cudaSetDevice(device));
-  }
-  ~DeviceGuard() {
-    if (changed_) cudaSetDevice(previous_);
-  }
-  DeviceGuard(const DeviceGuard&) = delete;
-  DeviceGuard& operator=(const DeviceGuard&) = delete;
-
- private:
-  int previous_ = 0;
-  bool changed_ = false;
-};
-
 // How an argument of a launcher arrives from Python.
 template <class T>
 struct FromPython {
@@ -69,7 +50,8 @@ template <class... Parameters>
 void define(py::module_& module, const char* name, cudaError_t (*launcher)(Parameters...)) {
   module.def(name, [=](int device, typename FromPython<Parameters>::type... arguments) {
     py::gil_scoped_release nogil;
-    const DeviceGuard guard(name, device);
+    const crpt::cuda::DeviceGuard guard(device);
+    check(name, guard.error());
     check(name, launcher(FromPython<Parameters>::convert(arguments)...));
   });
 }

@@ -73,6 +73,28 @@ constexpr unsigned blocks_for(int64_t items, int64_t items_per_block) {
   return static_cast<unsigned>(blocks < kMaxBlocks ? blocks : kMaxBlocks);
 }
 
+// Makes the device current, and the caller's again at the end.
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int device) : error_(cudaGetDevice(&previous_)) {
+    if (error_ != cudaSuccess || previous_ == device) return;
+    error_ = cudaSetDevice(device);
+    changed_ = error_ == cudaSuccess;
+  }
+  ~DeviceGuard() {
+    if (changed_) cudaSetDevice(previous_);
+  }
+  DeviceGuard(const DeviceGuard&) = delete;
+  DeviceGuard& operator=(const DeviceGuard&) = delete;
+
+  cudaError_t error() const { return error_; }
+
+ private:
+  int previous_ = 0;
+  cudaError_t error_;
+  bool changed_ = false;
+};
+
 // Starts the kernel on the stream and returns what the launch said; nothing to do is no launch.
 template <class... Parameters, class... Arguments>
 cudaError_t launch(cudaStream_t stream, unsigned blocks, void (*kernel)(Parameters...),
