@@ -17,6 +17,7 @@ from torch import Tensor
 
 from crpt.ops import checks
 from crpt.ops.checks import compute_dtype
+from crpt.ops.gemm import matmul
 from crpt.ops.layout import pixel_planes
 from crpt.ops.schemas import LIBRARY
 
@@ -98,7 +99,7 @@ def prototype_similarity_cuda(embeddings: Tensor, prototypes: Tensor) -> tuple[T
     checks.prototype_similarity(embeddings, prototypes)
     unit_e, norm_e = _row_normalize(embeddings)
     unit_c, norm_c = _row_normalize(prototypes)
-    similarity = torch.matmul(unit_e, unit_c.mT).to(embeddings.dtype)
+    similarity = matmul(unit_e, unit_c.mT).to(embeddings.dtype)
     return similarity, unit_e, unit_c, norm_e, norm_c
 
 
@@ -106,7 +107,7 @@ def prototype_similarity_cuda(embeddings: Tensor, prototypes: Tensor) -> tuple[T
 def prototype_similarity_backward_cuda(
     grad: Tensor, unit: Tensor, norm: Tensor, other: Tensor
 ) -> Tensor:
-    grad_unit = torch.matmul(grad.to(unit.dtype), other).sum_to_size(unit.shape).contiguous()
+    grad_unit = matmul(grad.to(unit.dtype), other).sum_to_size(unit.shape).contiguous()
     unit, norm = unit.contiguous(), norm.contiguous()
     grad_rows = unit.new_empty(unit.shape)
     device, stream = _stream(unit.device)
@@ -169,7 +170,7 @@ def prototype_loss_backward_codes_cuda(
 def intrinsic_loss_cuda(prototypes: Tensor, offset: float) -> tuple[Tensor, Tensor]:
     checks.intrinsic_loss(prototypes, offset)
     c = prototypes.to(compute_dtype(prototypes.dtype))  # [..., M, D]
-    weights = torch.matmul(c, c.mT).contiguous()  # s, until the kernel has read it
+    weights = matmul(c, c.mT).contiguous()  # s, until the kernel has read it
     loss = prototypes.new_empty(c.shape[:-2])
     row_loss = c.new_empty(c.shape[:-1])
     device, stream = _stream(c.device)
@@ -184,7 +185,7 @@ def intrinsic_loss_cuda(prototypes: Tensor, offset: float) -> tuple[Tensor, Tens
 def intrinsic_loss_backward_cuda(grad: Tensor, prototypes: Tensor, weights: Tensor) -> Tensor:
     c = prototypes.to(weights.dtype)
     scale = grad.to(weights.dtype)[..., None, None]
-    return torch.matmul(weights, c).mul_(scale).to(prototypes.dtype)
+    return matmul(weights, c).mul_(scale).to(prototypes.dtype)
 
 
 @_impl("random_shift")

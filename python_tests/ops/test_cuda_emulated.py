@@ -128,6 +128,18 @@ def test_gradients_match_the_twin(sample: Sample, dtype: torch.dtype) -> None:
         assert_within_budget(g, t, e)
 
 
+@differentiable
+def test_autocast_changes_no_precision(sample: Sample) -> None:
+    args, kwargs = sample.arguments(torch.float32, requires_grad=True)
+    weight = torch.randn_like(sample.twin(*args, **kwargs))
+    with OnEmulatedDevice():
+        expected = gradients(sample.function, args, kwargs, weight)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            got = gradients(sample.function, args, kwargs, weight)
+    for a, b in zip(got, expected, strict=True):
+        assert torch.equal(a, b)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
 def test_frame_stack_casts(dtype: torch.dtype) -> None:
     frames = torch.randint(0, 256, (5, 3, 6, 7), dtype=torch.uint8)
