@@ -1,0 +1,23 @@
+"""crpt: one visual encoder for many control domains, pre-trained on reward-free random play.
+
+`crpt.Encoder` is the frozen encoder; `crpt.ops` the operators; `python -m crpt.train` the pipeline.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from crpt.encoder import Encoder
+
+__all__ = ["Encoder", "__version__"]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    # Processes that only play need neither torch nor the encoder.
+    if name == "Encoder":
+        from crpt.encoder import Encoder
+
+        return Encoder
+    raise AttributeError(f"module 'crpt' has no attribute {name!r}")

@@ -124,11 +124,11 @@ class Encoder(nn.Module):
         return projected
 
     def embed(self, obs: Tensor) -> Tensor:
-        """z = normalise(norm(g(f(obs / 255)))), uint8 [..., C, H, W] -> float [...,
-        projection_dim]."""
+        """z = normalise(norm(g(f(obs / 255)))), uint8 [..., C, H, W] -> float [..., D]."""
         h = self(obs)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            return self.embed_features(h.reshape(-1, self.feature_dim)).reshape(*h.shape[:-1], -1)
+            z = self.embed_features(h.reshape(-1, self.feature_dim))
+            return z.reshape(*h.shape[:-1], self.config.projection_dim)
 
     def embed_features(self, features: Tensor) -> Tensor:
         """z = normalise(norm(g(h))), float [B, feature_dim] -> [B, projection_dim]."""
@@ -173,17 +173,13 @@ class Encoder(nn.Module):
     def from_pretrained(cls, path: str | Path, frozen: bool = True) -> Self:
         """Load an `encoder/` directory; frozen (the default) means eval mode and no gradient."""
         directory = Path(path)
-        if (
-            not (directory / CONFIG_FILE).is_file()
-            and (directory / "encoder" / CONFIG_FILE).is_file()
-        ):
+        if (directory / "encoder" / CONFIG_FILE).is_file():
             directory = directory / "encoder"  # a run directory
         for name in (CONFIG_FILE, WEIGHTS_FILE):
             if not (directory / name).is_file():
                 raise FileNotFoundError(
                     f"{directory} should be an encoder directory with {CONFIG_FILE} and "
-                    f"{WEIGHTS_FILE}, "
-                    f"but {name} is missing"
+                    f"{WEIGHTS_FILE}, but {name} is missing"
                 )
         try:
             saved = json.loads((directory / CONFIG_FILE).read_text())

@@ -98,10 +98,7 @@ class Trainer:
     def update(self, domains: tuple[str, ...]) -> Losses:
         obs, next_obs = self.sample(domains)
         self.model.project_prototypes()
-        with torch.autocast(
-            self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"
-        ):
-            losses: Losses = self.model(obs, next_obs)
+        losses: Losses = self.model(obs, next_obs)
         self.optimizer.zero_grad(set_to_none=True)
         losses.total.backward()
         self.optimizer.step()

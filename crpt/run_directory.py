@@ -95,6 +95,7 @@ class RunDirectory:
 
     def log(self, stage: str, step: int, **values: float | int | str | None) -> None:
         """Append one line to metrics.jsonl."""
+        self.path.mkdir(parents=True, exist_ok=True)
         line = json.dumps({"stage": stage, "step": step} | values)
         with self.metrics_file.open("a") as file:
             file.write(line + "\n")

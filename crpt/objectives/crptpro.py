@@ -57,17 +57,22 @@ class CRPTPro(nn.Module):
         """obs, next_obs: float [B, 3K, H, W] in [0, 1], shifted."""
         c = self.config
         with torch.no_grad():
-            t = self.target.embed_features(self.target.features(next_obs))  # [B, D]
+            t = F.normalize(self._project(self.target, next_obs), dim=-1)  # [B, D]
             scores = crpt.ops.prototype_similarity(t, self.prototypes)  # [B, M]
             codes = crpt.ops.sinkhorn(scores, c.temperature, c.sinkhorn_iterations)
-        projected = self.online.project(self.online.features(obs))
-        s = F.normalize(self.predictor(projected).float(), dim=-1)  # [B, D]
+        s = F.normalize(self.predictor(self._project(self.online, obs)), dim=-1)  # [B, D]
         # A plain product, not the cosine: the rows of C have unit length, and their gradient is
         # that of s C^T.
         comparison = crpt.ops.prototype_loss(s @ self.prototypes.T, codes, c.temperature)
         intrinsic = self.intrinsic_loss()
         total = comparison + c.intrinsic_weight * intrinsic
         return Losses(total, comparison, intrinsic, codes, t)
+
+    def _project(self, encoder: Encoder, pixels: Tensor) -> Tensor:
+        """norm(g(f(pixels))), [B, D] in float32; bf16 reaches no further than the projector."""
+        low = self.config.precision == "bf16"
+        with torch.autocast(pixels.device.type, torch.bfloat16, enabled=low):
+            return encoder.project(encoder.features(pixels))
 
     def intrinsic_loss(self) -> Tensor:
         if self.config.intrinsic == "dot":

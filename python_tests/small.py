@@ -1,0 +1,56 @@
+"""The pipeline at a size that tests can afford."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import dot_env
+
+from crpt.collect import collect
+from crpt.config import (
+    CollectConfig,
+    EvaluateConfig,
+    FinetuneConfig,
+    PretrainConfig,
+    ProbeConfig,
+    Stages,
+)
+from crpt.replay import ReplayBuffer
+
+COLLECT = CollectConfig(
+    domains=("dot_red", "dot_blue"), transitions=120, image_size=dot_env.SIZE, workers=1
+)
+PRETRAIN = PretrainConfig(
+    rounds=6,
+    batch_size=16,
+    learning_rate=1e-3,
+    shift_pad=1,
+    projection_dim=16,
+    predictor_hidden=32,
+    prototypes=32,
+    embedding_norm="batch",
+    log_every=2,
+    checkpoint_every=2,
+)
+PROBE = ProbeConfig(unseen=("dot_green",), episodes=10, episode_length=12)
+FINETUNE = FinetuneConfig(
+    task="dot_red",
+    agent_steps=150,
+    random_steps=60,
+    batch_size=16,
+    replay_capacity=100,
+    encode="stored",
+    features="z",
+    hidden_dim=32,
+    learning_rate=1e-3,
+    queue_size=64,
+    evaluate_every=75,
+    evaluate_episodes=2,
+    log_every=10,
+    checkpoint_every=30,
+)
+STAGES = Stages(COLLECT, PRETRAIN, PROBE, FINETUNE, EvaluateConfig(episodes=3))
+
+
+def dataset(path: Path, config: CollectConfig = COLLECT, seed: int = 0) -> ReplayBuffer:
+    return collect(config, path, seed=seed, make_env=dot_env.make, progress=False)

@@ -1,0 +1,209 @@
+import json
+import math
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import crpt
+from crpt.encoder import (
+    Encoder,
+    EncoderConfig,
+    EncoderFileError,
+    has_encoder,
+    initial_encoder,
+)
+
+SMALL = EncoderConfig(image_size=20, projection_dim=16)
+
+
+def observations(*shape: int, size: int = 20) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (*shape, 9, size, size), dtype=torch.uint8, generator=generator)
+
+
+def test_the_paper_s_geometry():
+    encoder = Encoder()
+    assert encoder.feature_dim == 39_200
+    assert encoder.projector.weight.shape == (128, 39_200)
+    h = encoder(observations(2, size=84))
+    assert h.shape == (2, 39_200)
+    assert (h >= 0).all()  # the last ReLU
+
+
+def test_weights_are_orthogonal_with_relu_gain_and_biases_zero():
+    encoder = Encoder(SMALL)
+    for layer in encoder.convolutions:
+        if isinstance(layer, torch.nn.Conv2d):
+            w = layer.weight.detach().flatten(1).double()
+            torch.testing.assert_close(w @ w.T, 2.0 * torch.eye(32).double(), atol=1e-5, rtol=0)
+            assert not layer.bias.any()
+    w = encoder.projector.weight.detach().double()
+    torch.testing.assert_close(w @ w.T, torch.eye(16).double(), atol=1e-5, rtol=0)
+
+
+def test_features_are_those_of_the_scaled_pixels_whatever_the_memory_format():
+    encoder = Encoder(SMALL).eval()
+    obs = observations(3)
+    expected = obs.float() / 255
+    for layer in encoder.convolutions:
+        expected = layer(expected)
+    h = encoder(obs)
+    torch.testing.assert_close(h, expected.reshape(3, -1))
+    encoder.to(memory_format=torch.channels_last)
+    torch.testing.assert_close(encoder(obs), h, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("lead", [(), (1,), (2, 3), (0,)])
+def test_any_leading_dimensions(lead):
+    encoder = Encoder(SMALL).freeze()
+    obs = observations(*lead)
+    assert encoder(obs).shape == (*lead, encoder.feature_dim)
+    z = encoder.embed(obs)
+    assert z.shape == (*lead, 16)
+    torch.testing.assert_close(z.norm(dim=-1), torch.ones(lead))
+
+
+@pytest.mark.parametrize(
+    ("obs", "error", "message"),
+    [
+        (torch.zeros(2, 9, 20, 20), TypeError, "obs should be uint8, got torch.float32"),
+        (
+            observations(2)[..., :19],
+            ValueError,
+            r"obs should be \[..., 9, 20, 20\], got \[2, 9, 20, 19\]",
+        ),
+        (observations(2)[0, 0], ValueError, r"obs should be \[..., 9, 20, 20\], got \[20, 20\]"),
+    ],
+)
+def test_wrong_observations_are_named(obs, error, message):
+    with pytest.raises(error, match=message):
+        Encoder(SMALL)(obs)
+
+
+def test_an_image_too_small_for_the_convolutions_is_an_error():
+    with pytest.raises(ValueError, match="image_size should leave at least one pixel"):
+        Encoder(EncoderConfig(image_size=14))
+
+
+def test_frozen_stays_frozen_inside_a_module_in_training():
+    encoder = Encoder(EncoderConfig(image_size=20, projection_dim=16, embedding_norm="batch"))
+    parent = torch.nn.Sequential(encoder.freeze()).train()
+    assert not any(module.training for module in encoder.modules())
+    before = encoder.norm.running_mean.clone()
+    z = parent[0].embed(observations(4))
+    assert not z.requires_grad
+    assert torch.equal(encoder.norm.running_mean, before)
+    assert not any(p.requires_grad for p in encoder.parameters())
+
+
+def test_an_unfrozen_encoder_can_be_trained_further():
+    encoder = Encoder(SMALL)
+    encoder.embed(observations(4))[:, 0].sum().backward()
+    assert encoder.projector.weight.grad is not None
+
+
+def test_save_and_load_give_the_same_features_bit_for_bit(tmp_path):
+    encoder = Encoder(EncoderConfig(image_size=20, projection_dim=16, embedding_norm="batch"))
+    encoder.embed(observations(8))  # moves the running statistics
+    encoder.attach_prototypes(torch.randn(5, 16))
+    encoder.to(memory_format=torch.channels_last)
+    encoder.save_pretrained(tmp_path / "encoder", metadata={"domains": ["a"]})
+    loaded = crpt.Encoder.from_pretrained(tmp_path / "encoder")
+    assert loaded.frozen
+    assert loaded.metadata == {"domains": ["a"]}
+    torch.testing.assert_close(loaded.prototypes.norm(dim=-1), torch.ones(5))
+    for name, tensor in encoder.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+    obs = observations(3)
+    assert torch.equal(
+        loaded.to(memory_format=torch.channels_last).embed(obs), encoder.freeze().embed(obs)
+    )
+    # A run directory is as good as the encoder directory in it.
+    assert torch.equal(Encoder.from_pretrained(tmp_path).prototypes, encoder.prototypes)
+
+
+def test_thawed_on_request(tmp_path):
+    Encoder(SMALL).save_pretrained(tmp_path)
+    encoder = Encoder.from_pretrained(tmp_path, frozen=False)
+    assert encoder.training
+    assert all(p.requires_grad for p in encoder.parameters())
+
+
+@pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])
+def test_a_missing_file_is_named(tmp_path, missing):
+    Encoder(SMALL).save_pretrained(tmp_path)
+    (tmp_path / missing).unlink()
+    with pytest.raises(FileNotFoundError, match=f"but {missing} is missing"):
+        Encoder.from_pretrained(tmp_path)
+
+
+def _another_version(path):
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {"format_version": 99}))
+
+
+def _foreign_json(path):
+    (path / "config.json").write_text('{"architectures": ["ViT"]}')
+
+
+def _not_json(path):
+    (path / "config.json").write_text("not json")
+
+
+def _truncated_weights(path):
+    data = (path / "model.safetensors").read_bytes()
+    (path / "model.safetensors").write_bytes(data[: len(data) // 2])
+
+
+def _other_weights(path):
+    save_file({"w": torch.zeros(3)}, path / "model.safetensors")
+
+
+def _unknown_field(path):
+    config = json.loads((path / "config.json").read_text())
+    config["encoder"]["depth"] = 3
+    (path / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_another_version, "should have encoder format version 1, got 99"),
+        (_foreign_json, "should be the JSON that save_pretrained writes"),
+        (_not_json, "should be the JSON that save_pretrained writes"),
+        (_truncated_weights, "damaged or do not belong together"),
+        (_other_weights, "damaged or do not belong together"),
+        (_unknown_field, "damaged or do not belong together"),
+    ],
+)
+def test_damaged_directories_are_told_apart(tmp_path, damage, message):
+    Encoder(SMALL).save_pretrained(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(EncoderFileError, match=message):
+        Encoder.from_pretrained(tmp_path)
+
+
+def test_initial_encoder_depends_on_the_seed_alone():
+    state = torch.random.get_rng_state()
+    first, again, other = (initial_encoder(SMALL, seed) for seed in (1, 1, 2))
+    assert torch.equal(first.projector.weight, again.projector.weight)
+    assert not torch.equal(first.projector.weight, other.projector.weight)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_has_encoder(tmp_path):
+    assert not has_encoder(tmp_path)
+    Encoder(SMALL).save_pretrained(tmp_path)
+    assert has_encoder(tmp_path)
+
+
+def test_bfloat16_weights_give_close_features():
+    encoder = Encoder(SMALL).freeze()
+    obs = observations(4)
+    h = encoder(obs)
+    low = Encoder(SMALL)
+    low.load_state_dict(encoder.state_dict())
+    error = (low.freeze().to(torch.bfloat16)(obs).float() - h).abs().mean() / h.abs().mean()
+    assert error < 0.05
+    assert math.isfinite(error)

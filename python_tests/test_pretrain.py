@@ -1,0 +1,188 @@
+import json
+from dataclasses import replace
+
+import pytest
+import small
+import torch
+
+import crpt.pretrain
+from crpt.encoder import Encoder, initial_encoder
+from crpt.interrupt import Interrupted
+from crpt.pretrain import DivergenceError, PlateauWarning, Trainer, pretrain
+from crpt.run_directory import RunDirectory
+
+
+@pytest.fixture(scope="module")
+def buffer(tmp_path_factory):
+    return small.dataset(tmp_path_factory.mktemp("data") / "dataset")
+
+
+def run_all(config, buffer, path, **options):
+    run = RunDirectory(path)
+    encoder = pretrain(config, buffer, run, seed=0, progress=False, **options)
+    return run, encoder
+
+
+def stop_after(monkeypatch, rounds: int) -> None:
+    """A SIGINT that arrives in the middle of the given round."""
+    update = Trainer.update
+    requests: list[crpt.pretrain.StopRequest] = []
+
+    class Recorded(crpt.pretrain.StopRequest):
+        def __enter__(self):
+            requests.append(self)
+            return super().__enter__()
+
+    def counted(self, domains):
+        if self.round == rounds - 1:
+            requests[-1].requested = True
+        return update(self, domains)
+
+    monkeypatch.setattr(crpt.pretrain, "StopRequest", Recorded)
+    monkeypatch.setattr(Trainer, "update", counted)
+
+
+def assert_same_encoder(a: Encoder, b: Encoder) -> None:
+    assert a.state_dict().keys() == b.state_dict().keys()
+    for name, tensor in a.state_dict().items():
+        assert torch.equal(tensor, b.state_dict()[name]), name
+
+
+def test_a_run_leaves_metrics_checkpoint_and_encoder(buffer, tmp_path):
+    run, encoder = run_all(small.PRETRAIN, buffer, tmp_path)
+    lines = run.metrics("pretrain")
+    assert [line["step"] for line in lines] == [2, 2, 4, 4, 6, 6]
+    assert {line["domain"] for line in lines} == {"dot_red", "dot_blue"}
+    for key in ("comparison_loss", "distance_from_trivial", "prototypes_in_use", "effective_rank"):
+        assert all(key in line for line in lines)
+    loaded = Encoder.from_pretrained(run.encoder_dir)
+    assert_same_encoder(loaded, encoder)
+    assert loaded.metadata["domains"] == ["dot_blue", "dot_red"]
+    assert loaded.metadata["render"] == "exact"
+    assert len(loaded.prototypes) == 32
+    begun = initial_encoder(loaded.config, 0)
+    assert not torch.equal(begun.projector.weight, loaded.projector.weight)
+
+
+def test_same_seed_same_encoder_and_another_seed_another(buffer, tmp_path):
+    _, first = run_all(small.PRETRAIN, buffer, tmp_path / "1")
+    _, again = run_all(small.PRETRAIN, buffer, tmp_path / "2")
+    assert_same_encoder(first, again)
+    other = pretrain(
+        small.PRETRAIN, buffer, RunDirectory(tmp_path / "3"), seed=1, progress=False
+    )
+    assert not torch.equal(first.projector.weight, other.projector.weight)
+
+
+@pytest.mark.parametrize("batches", ["alternate", "mixed"])
+def test_interrupted_and_resumed_equals_never_interrupted(buffer, tmp_path, monkeypatch, batches):
+    config = replace(small.PRETRAIN, batches=batches, checkpoint_every=4)
+    whole_run, whole = run_all(config, buffer, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        with pytest.raises(Interrupted, match="stopped after round 3 of 6"):
+            run_all(config, buffer, tmp_path / "cut")
+    run, resumed = run_all(config, buffer, tmp_path / "cut")
+    assert_same_encoder(whole, resumed)
+    assert run.metrics_file.read_text() == whole_run.metrics_file.read_text()
+
+
+def test_lost_rounds_are_done_again_after_a_kill(buffer, tmp_path, monkeypatch):
+    config = replace(small.PRETRAIN, checkpoint_every=4)
+    whole_run, whole = run_all(config, buffer, tmp_path / "whole")
+    update = Trainer.update
+
+    def killed(self, domains):
+        if self.round == 5:
+            raise SystemExit("as if killed")
+        return update(self, domains)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "update", killed)
+        with pytest.raises(SystemExit):
+            run_all(config, buffer, tmp_path / "cut")
+    run, resumed = run_all(config, buffer, tmp_path / "cut")
+    assert_same_encoder(whole, resumed)
+    assert run.metrics_file.read_text() == whole_run.metrics_file.read_text()
+
+
+def test_a_finished_run_returns_at_once(buffer, tmp_path, monkeypatch):
+    _, encoder = run_all(small.PRETRAIN, buffer, tmp_path)
+
+    def never(*args, **kwargs):
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(Trainer, "__init__", never)
+    _, again = run_all(small.PRETRAIN, buffer, tmp_path)
+    assert_same_encoder(encoder, again)
+
+
+def test_a_kill_between_the_last_checkpoint_and_the_encoder_is_mended(buffer, tmp_path):
+    run, encoder = run_all(small.PRETRAIN, buffer, tmp_path)
+    (run.encoder_dir / "config.json").unlink()
+    _, again = run_all(small.PRETRAIN, buffer, tmp_path)
+    assert_same_encoder(encoder, again)
+
+
+def test_alternate_batches_hold_one_domain_and_mixed_ones_equal_shares(buffer):
+    trainer = Trainer(small.PRETRAIN, buffer, seed=0, device=torch.device("cpu"))
+    assert trainer.batches() == [("dot_blue",), ("dot_red",)]
+    mixed = Trainer(
+        replace(small.PRETRAIN, batches="mixed", batch_size=17),
+        buffer,
+        seed=0,
+        device=torch.device("cpu"),
+    )
+    assert mixed.batches() == [("dot_blue", "dot_red")] * 2
+    drawn = []
+    sample = buffer.sample
+    try:
+        buffer.sample = lambda domain, n, **k: (drawn.append((domain, n)), sample(domain, n, **k))[1]
+        obs, next_obs = mixed.sample(("dot_blue", "dot_red"))
+    finally:
+        del buffer.sample
+    assert drawn == [("dot_blue", 8), ("dot_red", 9)]
+    assert obs.shape == next_obs.shape == (17, 9, 20, 20)
+    assert obs.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_the_plateau_is_named_with_its_remedy(buffer, tmp_path, monkeypatch):
+    monkeypatch.setattr(crpt.pretrain, "PLATEAU_ROUNDS", 2)
+    monkeypatch.setattr(crpt.pretrain, "PLATEAU_DISTANCE", 100.0)
+    with pytest.warns(PlateauWarning, match="--embedding-norm batch"):
+        run_all(small.PRETRAIN, buffer, tmp_path)
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
+    buffer, tmp_path, monkeypatch
+):
+    update = Trainer.update
+
+    def poisoned(self, domains):
+        if self.round == 3:
+            with torch.no_grad():
+                self.model.predictor[0].weight.fill_(float("nan"))
+        return update(self, domains)
+
+    monkeypatch.setattr(Trainer, "update", poisoned)
+    with pytest.raises(DivergenceError, match="in round 4; the last checkpoint is kept"):
+        run_all(small.PRETRAIN, buffer, tmp_path)
+    saved = RunDirectory(tmp_path).load_checkpoint("pretrain")
+    assert saved["round"] == 2
+    assert all(t.isfinite().all() for t in saved["model"].values())
+
+
+def test_bf16_follows_fp32(buffer, tmp_path):
+    fp32, _ = run_all(small.PRETRAIN, buffer, tmp_path / "fp32")
+    bf16, _ = run_all(replace(small.PRETRAIN, precision="bf16"), buffer, tmp_path / "bf16")
+    for a, b in zip(fp32.metrics("pretrain"), bf16.metrics("pretrain"), strict=True):
+        assert b["comparison_loss"] == pytest.approx(a["comparison_loss"], rel=0.02)
+
+
+def test_standardised_embeddings_leave_the_plateau_and_learn_the_state(buffer, tmp_path):
+    config = replace(small.PRETRAIN, rounds=60, batch_size=48, log_every=30, checkpoint_every=60)
+    run, _ = run_all(config, buffer, tmp_path)
+    first, last = (run.metrics("pretrain")[i]["distance_from_trivial"] for i in (0, -1))
+    assert last > 0.3
+    assert last > first
+    json.dumps(run.metrics())  # plain values only

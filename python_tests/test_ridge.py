@@ -1,0 +1,78 @@
+import numpy as np
+import pytest
+
+from crpt.ridge import held_out_r2
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def episodes(n: int, length: int) -> np.ndarray:
+    return np.repeat(np.arange(n), length)
+
+
+def test_a_linear_state_is_read_exactly(rng):
+    x = rng.normal(size=(400, 6))
+    y = x @ rng.normal(size=(6, 3)) + 2.0
+    r2 = held_out_r2(x, y, episodes(20, 20))
+    assert (r2 > 0.999).all()
+
+
+def test_noise_reads_as_nothing(rng):
+    x, y = rng.normal(size=(400, 6)), rng.normal(size=(400, 2))
+    r2 = held_out_r2(x, y, episodes(20, 20))
+    assert (np.abs(r2) < 0.1).all()
+
+
+def test_half_the_variance_gives_a_half(rng):
+    x = rng.normal(size=(4000, 2))
+    y = x[:, :1] + rng.normal(size=(4000, 1))
+    assert held_out_r2(x, y, episodes(40, 100)) == pytest.approx([0.5], abs=0.05)
+
+
+def test_what_only_identifies_the_episode_is_worth_nothing(rng):
+    # Each episode has its own constant state and its own one-hot code: a split by frames would read it perfectly.
+    episode = episodes(12, 30)
+    x = np.eye(12)[episode] + 0.01 * rng.normal(size=(360, 12))
+    y = rng.normal(size=(12, 1))[episode]
+    assert held_out_r2(x, y, episode)[0] < 0.05
+
+
+def test_invariant_to_scale_and_shift_of_both_sides(rng):
+    x = rng.normal(size=(300, 4))
+    y = x @ rng.normal(size=(4, 2)) + 0.5 * rng.normal(size=(300, 2))
+    episode = episodes(15, 20)
+    expected = held_out_r2(x, y, episode)
+    moved = held_out_r2(1e3 * x - 7, 1e-3 * y + 4, episode)
+    np.testing.assert_allclose(moved, expected, rtol=1e-6)
+
+
+def test_dimensions_that_do_not_vary(rng):
+    x = np.concatenate([rng.normal(size=(200, 3)), np.ones((200, 1))], axis=1)
+    y = np.stack([x[:, 0], np.full(200, 3.0)], axis=1)
+    r2 = held_out_r2(x, y, episodes(10, 20))
+    assert r2[0] > 0.999
+    assert np.isnan(r2[1])
+
+
+def test_more_dimensions_than_rows_do_not_fit_the_noise(rng):
+    x, y = rng.normal(size=(60, 200)), rng.normal(size=(60, 1))
+    assert held_out_r2(x, y, episodes(12, 5))[0] < 0.3
+
+
+@pytest.mark.parametrize(
+    ("n", "folds", "message"),
+    [(2, 2, "of at least 3"), (6, 7, r"folds should be in \[2, 6\]"), (6, 1, "got 1")],
+)
+def test_too_few_episodes(rng, n, folds, message):
+    x = rng.normal(size=(n * 5, 2))
+    with pytest.raises(ValueError, match=message):
+        held_out_r2(x, x, episodes(n, 5), folds)
+
+
+def test_lengths_must_match(rng):
+    x = rng.normal(size=(10, 2))
+    with pytest.raises(ValueError, match="of one length, got 10, 9, 10"):
+        held_out_r2(x, x[:9], episodes(5, 2))

@@ -1,0 +1,137 @@
+import json
+import os
+from dataclasses import dataclass, field, replace
+
+import pytest
+import torch
+
+from crpt.config import RESUMABLE
+from crpt.files import replace_file
+from crpt.run_directory import (
+    CheckpointError,
+    ConfigMismatchError,
+    RunDirectory,
+    RunDirectoryBusyError,
+)
+
+
+@dataclass(frozen=True)
+class Config:
+    domains: tuple[str, ...] = ("a", "b")
+    rate: float = 0.1
+    workers: int = field(default=1, metadata=RESUMABLE)
+
+
+@pytest.fixture
+def run(tmp_path):
+    return RunDirectory(tmp_path / "run")
+
+
+def test_the_same_config_may_be_claimed_again(run):
+    run.claim({"seed": 0, "collect": Config()})
+    run.claim({"seed": 0, "collect": Config()})
+    assert run.read_config() == {
+        "seed": 0,
+        "collect": {"domains": ["a", "b"], "rate": 0.1, "workers": 1},
+    }
+
+
+def test_another_config_is_refused_with_every_field_that_differs(run):
+    run.claim({"seed": 0, "collect": Config()})
+    before = run.config_file.read_bytes()
+    with pytest.raises(ConfigMismatchError) as error:
+        run.claim({"seed": 1, "collect": Config(domains=("a",), workers=7)})
+    message = str(error.value)
+    assert "collect.domains: ['a', 'b'] -> ['a']" in message
+    assert "seed: 0 -> 1" in message
+    assert "workers" not in message
+    assert "rate" not in message
+    assert run.config_file.read_bytes() == before
+
+
+def test_a_resumable_field_may_change(run):
+    run.claim({"collect": Config()})
+    run.claim({"collect": replace(Config(), workers=4)})
+    assert run.read_config()["collect"]["workers"] == 4
+
+
+def test_a_field_that_one_version_lacks_differs(run):
+    run.claim({"collect": Config()})
+    config = run.read_config()
+    del config["collect"]["rate"]
+    run.write_json("config.json", config)
+    with pytest.raises(ConfigMismatchError, match=r"collect\.rate: None -> 0\.1"):
+        run.claim({"collect": Config()})
+
+
+def test_stages_claim_their_sections_one_by_one(run):
+    run.claim({"seed": 0, "collect": Config()})
+    run.claim({"seed": 0, "pretrain": Config(rate=0.5)})
+    assert set(run.read_config()) == {"seed", "collect", "pretrain"}
+
+
+def test_an_unreadable_config_is_an_error(run):
+    run.claim({"seed": 0})
+    run.config_file.write_text("{")
+    with pytest.raises(ConfigMismatchError, match="is not readable JSON"):
+        run.claim({"seed": 0})
+
+
+def test_metrics_survive_a_torn_line_and_are_rewound(run):
+    run.claim({})
+    for step in (1, 2, 3):
+        run.log("pretrain", step, loss=float(step))
+    run.log("finetune", 9, q=1.0)
+    with run.metrics_file.open("a") as file:
+        file.write('{"stage": "pretrain", "st')
+    assert [line["step"] for line in run.metrics("pretrain")] == [1, 2, 3]
+    run.rewind_metrics("pretrain", 2)
+    run.log("pretrain", 3, loss=4.0)
+    lines = [json.loads(line) for line in run.metrics_file.read_text().splitlines()]
+    assert [(line["stage"], line["step"]) for line in lines] == [
+        ("pretrain", 1),
+        ("pretrain", 2),
+        ("finetune", 9),
+        ("pretrain", 3),
+    ]
+    assert lines[-1]["loss"] == 4.0
+
+
+def test_checkpoints_round_trip_without_pickled_classes(run):
+    state = {"step": 3, "model": {"w": torch.arange(4.0)}, "none": None}
+    assert run.load_checkpoint("pretrain") is None
+    run.save_checkpoint("pretrain", state)
+    loaded = torch.load(run.checkpoint_dir / "pretrain.pt", weights_only=True)
+    assert loaded["step"] == 3
+    assert torch.equal(run.load_checkpoint("pretrain")["model"]["w"], state["model"]["w"])
+
+
+def test_a_damaged_checkpoint_is_named_with_the_remedy(run):
+    run.save_checkpoint("pretrain", {"w": torch.zeros(1000)})
+    path = run.checkpoint_dir / "pretrain.pt"
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(CheckpointError, match=r"pretrain\.pt cannot be read.*delete it to begin"):
+        run.load_checkpoint("pretrain")
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    target = tmp_path / "file"
+    target.write_text("old")
+
+    def fail(path):
+        path.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        replace_file(target, fail)
+    assert target.read_text() == "old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_one_process_at_a_time(run):
+    with run.exclusive():
+        with pytest.raises(RunDirectoryBusyError, match="another process is running in"):
+            with RunDirectory(run.path).exclusive():
+                pass
+    with run.exclusive():
+        pass

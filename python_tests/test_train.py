@@ -1,0 +1,230 @@
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import dot_env
+import pytest
+import small
+import torch
+
+from crpt.config import PRESETS, CollectConfig, FinetuneConfig, PretrainConfig
+from crpt.encoder import Encoder
+from crpt.run_directory import ConfigMismatchError, RunDirectory
+from crpt.stages import (
+    Context,
+    StageOrderError,
+    collect_stage,
+    evaluate_stage,
+    finetune_stage,
+    pretrain_stage,
+    probe_stage,
+)
+from crpt.train import train
+
+HERE = Path(__file__).parent
+
+WHOLE = """
+import sys
+sys.path.insert(0, {tests!r})
+import torch
+torch.set_num_threads(1)
+import dot_env, small
+from crpt.run_directory import RunDirectory
+from crpt.stages import Context
+from crpt.train import train
+train(Context(RunDirectory({path!r}), 0, progress=False, make_env=dot_env.make), small.STAGES)
+"""
+
+
+def context(path: Path, **changes) -> Context:
+    return replace(
+        Context(RunDirectory(path), 0, progress=False, make_env=dot_env.make), **changes
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    path = tmp_path_factory.mktemp("run")
+    torch.set_num_threads(1)
+    return path, train(context(path), small.STAGES)
+
+
+def test_the_run_directory_holds_what_it_promises(finished):
+    path, _ = finished
+    config = json.loads((path / "config.json").read_text())
+    assert set(config) == {"seed", "collect", "pretrain", "probe", "finetune", "evaluate"}
+    for line in (path / "metrics.jsonl").read_text().splitlines():
+        assert {"stage", "step"} <= set(json.loads(line))
+    for name in ("pretrain", "finetune"):
+        torch.load(path / "checkpoints" / f"{name}.pt", weights_only=True)
+    assert Encoder.from_pretrained(path).frozen
+    summary = json.loads((path / "summary.json").read_text())
+    assert {p["domain"]: p["seen"] for p in summary["probe"]} == {
+        "dot_red": True,
+        "dot_blue": True,
+        "dot_green": False,
+    }
+    assert summary["evaluation"]["policy"]["episodes"] == 3
+
+
+def test_the_summary_names_every_figure(finished):
+    _, text = finished
+    for word in ("R2 at init", "gain", "rank", "prototypes", "distance", "mean", "unseen"):
+        assert word in text
+    for word in ("dot_red", "dot_green", "fine-tuned policy", "uniform random policy"):
+        assert word in text
+
+
+def test_running_it_again_gives_the_same_text_and_trains_nothing(finished, monkeypatch):
+    path, text = finished
+
+    def never(*args, **kwargs):
+        raise AssertionError("worked again")
+
+    monkeypatch.setattr("crpt.pretrain.Trainer.update", never)
+    monkeypatch.setattr("crpt.finetune.Finetuner.run_episode", never)
+    monkeypatch.setattr("crpt.evaluate.evaluate_policy", never)
+    assert train(context(path), small.STAGES) == text
+
+
+def test_another_config_is_refused_and_changes_nothing(finished):
+    path, _ = finished
+    before = {p: p.read_bytes() for p in path.rglob("*.json")}
+    other = replace(small.STAGES, pretrain=replace(small.PRETRAIN, temperature=0.2))
+    with pytest.raises(ConfigMismatchError, match=r"pretrain\.temperature: 0\.1 -> 0\.2"):
+        train(context(path), other)
+    with pytest.raises(ConfigMismatchError, match="seed: 0 -> 1"):
+        train(context(path, seed=1), small.STAGES)
+    assert {p: p.read_bytes() for p in path.rglob("*.json")} == before
+
+
+def test_stages_run_alone_make_the_same_run(finished, tmp_path):
+    path, _ = finished
+    c = context(tmp_path)
+    collect_stage(c, small.COLLECT)
+    pretrain_stage(c, small.PRETRAIN)
+    probe_stage(c, small.PROBE)
+    finetune_stage(c, small.FINETUNE)
+    evaluate_stage(c, small.STAGES.evaluate, small.FINETUNE)
+    for name in ("probe.json", "evaluation.json", "metrics.jsonl"):
+        assert (tmp_path / name).read_text() == (path / name).read_text(), name
+
+
+def test_a_stage_says_which_one_it_needs(tmp_path):
+    c = context(tmp_path)
+    with pytest.raises(StageOrderError, match=r"python -m crpt\.collect --run-dir"):
+        pretrain_stage(c, small.PRETRAIN)
+    for stage, config in ((probe_stage, small.PROBE), (finetune_stage, small.FINETUNE)):
+        with pytest.raises(StageOrderError, match=r"python -m crpt\.pretrain --run-dir"):
+            stage(c, config)
+    with pytest.raises(StageOrderError, match=r"python -m crpt\.finetune --run-dir"):
+        evaluate_stage(c, small.STAGES.evaluate, small.FINETUNE)
+
+
+def test_kill_9_at_any_moment_and_the_same_command_ends_as_if_never_killed(finished, tmp_path):
+    path, _ = finished
+    script = WHOLE.format(tests=str(HERE), path=str(tmp_path))
+    rng = random.Random(0)
+    kills = 0
+    for attempt in range(30):
+        process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE)
+        try:
+            # Later each time, so that every stage is hit and the run ends.
+            process.wait(timeout=1.5 + rng.uniform(0, 0.5) + 0.3 * attempt)
+            assert process.returncode == 0, process.stderr.read().decode()
+            break
+        except subprocess.TimeoutExpired:
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+            kills += 1
+            time.sleep(0.05)
+    else:
+        pytest.fail("never finished")
+    assert kills > 0
+    for name in ("probe.json", "evaluation.json", "summary.json", "metrics.jsonl"):
+        assert (tmp_path / name).read_text() == (path / name).read_text(), name
+
+
+def test_the_preset_paper_is_the_paper():
+    paper = PRESETS["paper"]
+    assert paper.collect == CollectConfig(
+        domains=("cheetah_run", "walker_run", "quadruped_run"),
+        transitions=100_000,
+        episode_length=None,
+        action_repeat=2,
+        image_size=84,
+        render="exact",
+    )
+    assert paper.pretrain == PretrainConfig(
+        rounds=16_666,
+        batch_size=512,
+        batches="alternate",
+        learning_rate=1e-4,
+        frame_stack=3,
+        shift_pad=4,
+        projection_dim=128,
+        predictor_hidden=512,
+        prototypes=512,
+        temperature=0.1,
+        sinkhorn_iterations=3,
+        target_rate=0.05,
+        intrinsic="dot",
+        intrinsic_weight=0.005,
+        intrinsic_offset=1.5,
+        embedding_norm="none",
+        precision="fp32",
+    )
+    assert paper.finetune == FinetuneConfig(
+        task=paper.finetune.task,
+        agent_steps=250_000,
+        random_steps=1_000,
+        action_repeat=2,
+        batch_size=512,
+        replay_capacity=40_000,
+        encode="sampled",
+        features="h",
+        shift_pad=4,
+        trunk_dim=50,
+        hidden_dim=1024,
+        discount=0.99,
+        initial_temperature=0.1,
+        learning_rate=1e-4,
+        actor_every=2,
+        target_every=2,
+        target_rate=0.01,
+        intrinsic_reward=0.2,
+        queue_size=2_048,
+        evaluate_every=5_000,
+        evaluate_episodes=10,
+    )
+
+
+def test_the_paper_s_code_paths_run_with_a_small_budget(tmp_path):
+    paper = PRESETS["paper"]
+    stages = replace(
+        paper,
+        collect=replace(
+            paper.collect, domains=("dot_red", "dot_blue"), transitions=40, image_size=20, workers=1
+        ),
+        pretrain=replace(paper.pretrain, rounds=2, batch_size=16),
+        probe=small.PROBE,
+        finetune=replace(
+            paper.finetune,
+            task="dot_red",
+            agent_steps=30,
+            random_steps=20,
+            batch_size=16,
+            replay_capacity=25,
+            checkpoint_every=12,
+            evaluate_episodes=1,
+        ),
+        evaluate=replace(paper.evaluate, episodes=1),
+    )
+    text = train(context(tmp_path), stages)
+    assert "uniform random policy" in text
