@@ -98,6 +98,8 @@ SAMPLES = [
     Sample("sinkhorn", "square", call(cosine(64, 64)), False),
     Sample("sinkhorn", "odd", call(cosine(37, 53)), False),
     Sample("sinkhorn", "batched", call(cosine(2, 3, 19, 21), 0.2, 5), False),
+    # As wide as exp is trusted with: (max - min) / T just below 40.
+    Sample("sinkhorn", "widest_exp", call(cosine(64, 48), 0.05), False),
     Sample("sinkhorn", "log_space", call(cosine(33, 18), 0.01, 3), False),
     Sample("sinkhorn", "no_iteration", call(cosine(9, 300), 0.1, 0), False),
     Sample("sinkhorn", "tall", call(cosine(1100, 5)), False),

@@ -250,6 +250,7 @@ def main(level: str) -> None:
     from crpt import _cpu
 
     assert _cpu.isa == level
+    torch.set_num_threads(1)
     for sample in SAMPLES:
         torch.manual_seed(0)
         for dtype in FLOATS:

@@ -109,6 +109,18 @@ def test_extremes_stay_finite(dtype: torch.dtype, extreme: str, device: str) -> 
     )
 
 
+@pytest.mark.parametrize("shape", [(65_536, 16), (64, 8192)])
+@pytest.mark.parametrize("temperature", [0.1, 0.02])
+def test_many_samples_and_many_prototypes(
+    shape: tuple[int, int], temperature: float, device: str
+) -> None:
+    scores = cosines(0, *shape).float().to(device)
+    exact = reference.sinkhorn(scores.double(), temperature)
+    error = (ops.sinkhorn(scores, temperature) - exact).abs().max()
+    twins_error = (reference.sinkhorn(scores, temperature) - exact).abs().max()
+    assert error <= 2 * twins_error
+
+
 def test_equal_scores_give_uniform_codes(device: str) -> None:
     codes = ops.sinkhorn(torch.full((6, 8), 3.0, device=device))
     torch.testing.assert_close(codes, torch.full_like(codes, 1 / 8))
