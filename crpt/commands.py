@@ -1,13 +1,14 @@
-"""The commands that run one stage each: `python -m crpt.collect | pretrain | probe | finetune |
-evaluate`."""
+"""The commands: `python -m crpt.train | collect | pretrain | probe | finetune | evaluate`."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import tyro
 from tyro.conf import OmitArgPrefixes
 
 from crpt import cli
@@ -19,6 +20,7 @@ from crpt.config import (
     Preset,
     PretrainConfig,
     ProbeConfig,
+    Stages,
 )
 from crpt.stages import (
     StageOrderError,
@@ -29,8 +31,14 @@ from crpt.stages import (
     probe_stage,
 )
 from crpt.summary import evaluation_text, probe_table
+from crpt.train import train
 
-StageName = Literal["collect", "pretrain", "probe", "finetune", "evaluate"]
+StageName = Literal["train", "collect", "pretrain", "probe", "finetune", "evaluate"]
+
+
+@dataclass(frozen=True)
+class TrainArguments(cli.Common):
+    config: Annotated[Stages, tyro.conf.arg(name="")] = Stages()
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,15 @@ class EvaluateArguments(cli.Common):
     config: OmitArgPrefixes[EvaluateConfig] = EvaluateConfig()
     encoder: Path | None = None
     """Directory of the frozen encoder; none: RUN_DIR/encoder."""
+
+
+def train_command(arguments: TrainArguments) -> None:
+    """Random play, pre-training, probes, fine-tuning and evaluation in one run directory."""
+    begun = time.monotonic()
+    context = cli.context(arguments)
+    print(f"preset {arguments.preset}, seed {context.seed}, {context.device}, {context.run.path}")
+    print(train(context, arguments.config))
+    print(f"\nDone in {time.monotonic() - begun:.0f} s; everything is in {context.run.path}")
 
 
 def collect_command(arguments: CollectArguments) -> None:
@@ -115,6 +132,7 @@ def evaluate_command(arguments: EvaluateArguments) -> None:
 
 
 _COMMANDS: dict[StageName, tuple[type[Any], Callable[[Any], None]]] = {
+    "train": (TrainArguments, train_command),
     "collect": (CollectArguments, collect_command),
     "pretrain": (PretrainArguments, pretrain_command),
     "probe": (ProbeArguments, probe_command),
@@ -128,9 +146,9 @@ def run(stage: StageName) -> None:
     arguments, command = _COMMANDS[stage]
 
     def defaults(preset: Preset, run_dir: Path, device: str) -> cli.Common:
-        made: cli.Common = arguments(
-            preset, run_dir, device, config=getattr(PRESETS[preset], stage)
-        )
+        stages = PRESETS[preset]
+        config = stages if stage == "train" else getattr(stages, stage)
+        made: cli.Common = arguments(preset, run_dir, device, config=config)
         return made
 
     cli.main(stage, defaults, command)

@@ -2,15 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated
-
-import tyro
-
-from crpt import cli
-from crpt.config import PRESETS, Preset, Stages
+from crpt.config import Stages
 from crpt.stages import (
     Context,
     collect_stage,
@@ -20,11 +12,6 @@ from crpt.stages import (
     probe_stage,
 )
 from crpt.summary import render, summarise
-
-
-@dataclass(frozen=True)
-class TrainArguments(cli.Common):
-    stages: Annotated[Stages, tyro.conf.arg(name="")] = Stages()
 
 
 def train(context: Context, stages: Stages) -> str:
@@ -50,18 +37,7 @@ def train(context: Context, stages: Stages) -> str:
     return render(summary)
 
 
-def command(arguments: TrainArguments) -> None:
-    """Random play, pre-training, probes, fine-tuning and evaluation in one run directory."""
-    begun = time.monotonic()
-    context = cli.context(arguments)
-    print(f"preset {arguments.preset}, seed {context.seed}, {context.device}, {context.run.path}")
-    print(train(context, arguments.stages))
-    print(f"\nDone in {time.monotonic() - begun:.0f} s; everything is in {context.run.path}")
-
-
-def _defaults(preset: Preset, run_dir: Path, device: str) -> TrainArguments:
-    return TrainArguments(preset, run_dir, device, stages=PRESETS[preset])
-
-
 if __name__ == "__main__":
-    cli.main("train", _defaults, command)
+    from crpt.commands import run
+
+    run("train")

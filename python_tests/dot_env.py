@@ -14,7 +14,7 @@ EPISODE = 12
 
 
 class DotEnv(gymnasium.Env[np.ndarray, np.ndarray]):
-    """state = (x, y) in [-1, 1]; action moves it; reward 1 - |state|; the domain's name tints it."""
+    """state = (x, y) in [-1, 1]; action moves it; reward 1 - |state|; its name tints it."""
 
     def __init__(self, domain: str, image_size: int = SIZE) -> None:
         self.tint = np.random.default_rng(zlib.crc32(domain.encode())).uniform(0.3, 1.0, 3)

@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -8,40 +9,49 @@ import time
 
 import pytest
 
+from crpt.stages import StageOrderError
+
 STAGES = ("train", "collect", "pretrain", "probe", "finetune", "evaluate")
 
 
-def crpt(stage: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", f"crpt.{stage}", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=os.environ | environment,
-    )
+@pytest.fixture
+def crpt(monkeypatch, capsys):
+    """Run a command in this process: exit code, output, errors."""
+
+    def run(stage: str, *arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [f"crpt.{stage}", *arguments])
+        try:
+            runpy.run_module(f"crpt.{stage}", run_name="__main__")
+            code = 0
+        except SystemExit as exit:
+            code = int(exit.code or 0)
+        captured = capsys.readouterr()
+        # Help is wrapped to the width of the terminal.
+        return code, re.sub(r"[\s│]+", " ", captured.out), captured.err
+
+    return run
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_help_names_every_shared_flag(stage):
-    done = crpt(stage, "--help")
-    assert done.returncode == 0, done.stderr
-    assert f"python -m crpt.{stage}" in done.stdout
-    for flag in ("--preset", "--run-dir", "--seed", "--device"):
-        assert flag in done.stdout
-    assert "{quick,paper}" in done.stdout
+def test_help_names_every_shared_flag(crpt, stage):
+    code, out, _ = crpt(stage, "--help")
+    assert code == 0
+    assert f"python -m crpt.{stage}" in out
+    for flag in ("--preset {quick,paper}", "--run-dir PATH", "--seed INT", "--device STR"):
+        assert flag in out
 
 
-def test_the_preset_decides_on_the_defaults_that_help_shows():
-    quick, paper = (crpt("pretrain", "--preset", p, "--help").stdout for p in ("quick", "paper"))
-    assert re.search(r"\(default: 16666\)", paper)
-    assert not re.search(r"\(default: 16666\)", quick)
+def test_the_preset_decides_on_the_defaults_that_help_shows(crpt):
+    quick, paper = (crpt("pretrain", "--preset", p, "--help")[1] for p in ("quick", "paper"))
+    assert "(default: 16666)" in paper
+    assert "(default: 16666)" not in quick
 
 
-def test_an_unknown_preset_or_flag_is_refused(tmp_path):
-    for arguments in (("--preset", "huge"), ("--no-such-flag", "1")):
-        done = crpt("collect", "--run-dir", str(tmp_path), *arguments)
-        assert done.returncode == 2
-        assert arguments[-1] in done.stderr + done.stdout or arguments[0] in done.stderr
+@pytest.mark.parametrize("arguments", [("--preset", "huge"), ("--no-such-flag", "1")])
+def test_an_unknown_preset_or_flag_is_refused(crpt, tmp_path, arguments):
+    code, out, err = crpt("collect", "--run-dir", str(tmp_path), *arguments)
+    assert code == 2
+    assert arguments[0].strip("-") in out + err
     assert not list(tmp_path.iterdir())
 
 
@@ -56,16 +66,17 @@ def test_an_unknown_preset_or_flag_is_refused(tmp_path):
         ("pretrain", ["--device", "tpu"], "tpu"),
     ],
 )
-def test_errors_are_one_message_and_exit_1(tmp_path, stage, arguments, message):
-    done = crpt(stage, "--run-dir", str(tmp_path), *arguments)
-    assert done.returncode == 1
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
+def test_errors_are_one_message_and_exit_1(crpt, tmp_path, stage, arguments, message):
+    code, _, err = crpt(stage, "--run-dir", str(tmp_path), *arguments)
+    assert code == 1
+    assert message in err
+    assert "Traceback" not in err
 
 
-def test_a_traceback_on_request(tmp_path):
-    done = crpt("pretrain", "--run-dir", str(tmp_path), CRPT_TRACEBACK="1")
-    assert "Traceback" in done.stderr
+def test_a_traceback_on_request(crpt, tmp_path, monkeypatch):
+    monkeypatch.setenv("CRPT_TRACEBACK", "1")
+    with pytest.raises(StageOrderError):
+        crpt("pretrain", "--run-dir", str(tmp_path))
 
 
 def test_collect_ctrl_c_and_go_on(tmp_path):
@@ -74,9 +85,7 @@ def test_collect_ctrl_c_and_go_on(tmp_path):
         "--domains", "cartpole_swingup", "reacher_easy", "--transitions", "400",
         "--episode-length", "20", "--render", "fast",
     ]  # fmt: skip
-    process = subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 60
     cursors = [tmp_path / "dataset" / d / "cursor" for d in ("cartpole_swingup", "reacher_easy")]
     while time.monotonic() < deadline and not any(c.exists() for c in cursors):

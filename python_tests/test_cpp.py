@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from cmake import CMAKE_BIN_DIR
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -26,8 +27,10 @@ def run(*command: str) -> None:
 
 
 def build_and_test(build: Path, *options: str) -> None:
-    cmake, ctest = shutil.which("cmake"), shutil.which("ctest")
-    assert cmake, "cmake is not on PATH: pip install crpt[test]"
+    # The one from PyPI that the extra `test` installs, whether or not its environment is active.
+    cmake = shutil.which("cmake", path=CMAKE_BIN_DIR)
+    ctest = shutil.which("ctest", path=CMAKE_BIN_DIR)
+    assert cmake
     assert ctest
     generator = ["-G", "Ninja"] if shutil.which("ninja") else []
     configure = ["-DCRPT_BUILD_TESTS=ON", "-DCRPT_BUILD_PYTHON=OFF", "-DCRPT_CUDA=OFF"]

@@ -67,7 +67,9 @@ def test_gradients_of_the_prototypes_are_those_of_the_plain_product():
     losses.total.backward()
     c = model.prototypes.detach().clone().requires_grad_()
     with torch.no_grad():
-        s_hat = F.normalize(model.predictor(model.online.project(model.online.features(obs))), dim=-1)
+        s_hat = F.normalize(
+            model.predictor(model.online.project(model.online.features(obs))), dim=-1
+        )
     q = losses.codes
     (-(q * (s_hat @ c.T / 0.1).log_softmax(-1)).sum(-1).mean()).backward()
     torch.testing.assert_close(model.prototypes.grad, c.grad, atol=1e-5, rtol=1e-4)

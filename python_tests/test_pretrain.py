@@ -68,9 +68,7 @@ def test_same_seed_same_encoder_and_another_seed_another(buffer, tmp_path):
     _, first = run_all(small.PRETRAIN, buffer, tmp_path / "1")
     _, again = run_all(small.PRETRAIN, buffer, tmp_path / "2")
     assert_same_encoder(first, again)
-    other = pretrain(
-        small.PRETRAIN, buffer, RunDirectory(tmp_path / "3"), seed=1, progress=False
-    )
+    other = pretrain(small.PRETRAIN, buffer, RunDirectory(tmp_path / "3"), seed=1, progress=False)
     assert not torch.equal(first.projector.weight, other.projector.weight)
 
 
@@ -137,7 +135,9 @@ def test_alternate_batches_hold_one_domain_and_mixed_ones_equal_shares(buffer):
     drawn = []
     sample = buffer.sample
     try:
-        buffer.sample = lambda domain, n, **k: (drawn.append((domain, n)), sample(domain, n, **k))[1]
+        buffer.sample = lambda domain, n, **k: (drawn.append((domain, n)), sample(domain, n, **k))[
+            1
+        ]
         obs, next_obs = mixed.sample(("dot_blue", "dot_red"))
     finally:
         del buffer.sample

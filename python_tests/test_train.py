@@ -43,9 +43,7 @@ train(Context(RunDirectory({path!r}), 0, progress=False, make_env=dot_env.make),
 
 
 def context(path: Path, **changes) -> Context:
-    return replace(
-        Context(RunDirectory(path), 0, progress=False, make_env=dot_env.make), **changes
-    )
+    return replace(Context(RunDirectory(path), 0, progress=False, make_env=dot_env.make), **changes)
 
 
 @pytest.fixture(scope="module")
