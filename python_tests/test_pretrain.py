@@ -122,7 +122,7 @@ def test_a_kill_between_the_last_checkpoint_and_the_encoder_is_mended(buffer, tm
     assert_same_encoder(encoder, again)
 
 
-def test_alternate_batches_hold_one_domain_and_mixed_ones_equal_shares(buffer):
+def test_alternate_batches_hold_one_domain_and_mixed_ones_equal_shares(buffer, monkeypatch):
     trainer = Trainer(small.PRETRAIN, buffer, seed=0, device=torch.device("cpu"))
     assert trainer.batches() == [("dot_blue",), ("dot_red",)]
     mixed = Trainer(
@@ -134,13 +134,13 @@ def test_alternate_batches_hold_one_domain_and_mixed_ones_equal_shares(buffer):
     assert mixed.batches() == [("dot_blue", "dot_red")] * 2
     drawn = []
     sample = buffer.sample
-    try:
-        buffer.sample = lambda domain, n, **k: (drawn.append((domain, n)), sample(domain, n, **k))[
-            1
-        ]
-        obs, next_obs = mixed.sample(("dot_blue", "dot_red"))
-    finally:
-        del buffer.sample
+
+    def recorded(domain, n, **options):
+        drawn.append((domain, n))
+        return sample(domain, n, **options)
+
+    monkeypatch.setattr(buffer, "sample", recorded)
+    obs, next_obs = mixed.sample(("dot_blue", "dot_red"))
     assert drawn == [("dot_blue", 8), ("dot_red", 9)]
     assert obs.shape == next_obs.shape == (17, 9, 20, 20)
     assert obs.is_contiguous(memory_format=torch.channels_last)

@@ -33,7 +33,8 @@ def test_half_the_variance_gives_a_half(rng):
 
 
 def test_what_only_identifies_the_episode_is_worth_nothing(rng):
-    # Each episode has its own constant state and its own one-hot code: a split by frames would read it perfectly.
+    # Each episode has its own constant state and its own one-hot code: a split by frames would
+    # read it perfectly.
     episode = episodes(12, 30)
     x = np.eye(12)[episode] + 0.01 * rng.normal(size=(360, 12))
     y = rng.normal(size=(12, 1))[episode]

@@ -129,9 +129,8 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
 
 
 def test_one_process_at_a_time(run):
-    with run.exclusive():
-        with pytest.raises(RunDirectoryBusyError, match="another process is running in"):
-            with RunDirectory(run.path).exclusive():
-                pass
+    busy = pytest.raises(RunDirectoryBusyError, match="another process is running in")
+    with run.exclusive(), busy, RunDirectory(run.path).exclusive():
+        pass
     with run.exclusive():
         pass
