@@ -198,13 +198,10 @@ def frame_stack_cpu(
 
 def _dot_tolerance(dtype: torch.dtype, dim: int) -> float:
     """Bound of a dot product's error, in units of the two lengths' product."""
-    if dtype == torch.float64:
-        epsilon = torch.finfo(torch.float64).eps
-    elif torch.get_float32_matmul_precision() == "highest":
-        epsilon = torch.finfo(torch.float32).eps
-    else:
-        epsilon = torch.finfo(torch.bfloat16).eps
-    return (dim + 8) * epsilon
+    tolerance = (dim + 8) * torch.finfo(dtype).eps  # the order of the sum is the GEMM's own
+    if dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
+        tolerance += torch.finfo(torch.bfloat16).eps  # its inputs may be rounded, its sums are not
+    return tolerance
 
 
 @_impl("knn_distance")
