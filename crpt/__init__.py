@@ -5,7 +5,12 @@
 
 from __future__ import annotations
 
+from pkgutil import extend_path
 from typing import TYPE_CHECKING, Any
+
+# In a checkout `python -m` finds these sources first, and the compiled modules are elsewhere: in
+# the installed package.
+__path__ = extend_path(__path__, __name__)
 
 if TYPE_CHECKING:
     from crpt.encoder import Encoder
