@@ -177,14 +177,15 @@ Preset = Literal["quick", "paper"]
 
 PRESETS: dict[Preset, Stages] = {
     "paper": Stages(),
-    # Minutes on two cores without a GPU. What differs, differs for time (sizes, fast rendering,
-    # stored
-    # embeddings) or because it learns within so few updates (embedding_norm, learning rates).
+    # Minutes on two cores without a GPU. What differs from the paper, differs for time (sizes, fast
+    # rendering, an action repeat that plays as much with half the frames, stored embeddings) or to
+    # learn within so few updates (embedding_norm, learning rates, updates of actor and target).
     "quick": Stages(
         collect=CollectConfig(
             domains=("cheetah_run", "walker_run", "hopper_hop"),
             transitions=3_000,
-            episode_length=250,
+            episode_length=125,
+            action_repeat=4,
             render="fast",
         ),
         pretrain=PretrainConfig(
@@ -195,19 +196,23 @@ PRESETS: dict[Preset, Stages] = {
             log_every=10,
             checkpoint_every=25,
         ),
-        probe=ProbeConfig(unseen=("cartpole_swingup",), episodes=50),
+        probe=ProbeConfig(unseen=("cartpole_swingup",), episode_length=40),
         finetune=FinetuneConfig(
-            task="walker_stand",
-            agent_steps=5_000,
-            batch_size=128,
+            task="cheetah_run",
+            agent_steps=6_000,
+            action_repeat=4,
+            batch_size=256,
             encode="stored",
             features="z",
             hidden_dim=256,
-            learning_rate=5e-4,
-            evaluate_every=2_500,
+            learning_rate=1e-3,
+            actor_every=1,
+            target_every=1,
+            target_rate=0.02,
+            evaluate_every=3_000,
             evaluate_episodes=3,
             checkpoint_every=500,
         ),
-        evaluate=EvaluateConfig(episodes=5),
+        evaluate=EvaluateConfig(episodes=10),
     ),
 }
