@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 
 import pytest
 
@@ -20,11 +21,14 @@ def crpt(monkeypatch, capsys):
 
     def run(stage: str, *arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", [f"crpt.{stage}", *arguments])
-        try:
-            runpy.run_module(f"crpt.{stage}", run_name="__main__")
-            code = 0
-        except SystemExit as exit:
-            code = int(exit.code or 0)
+        code = 0
+        with warnings.catch_warnings():
+            # That other tests have imported the module before.
+            warnings.filterwarnings("ignore", "'crpt.*' found in sys.modules", RuntimeWarning)
+            try:
+                runpy.run_module(f"crpt.{stage}", run_name="__main__")
+            except SystemExit as exit:
+                code = int(exit.code or 0)
         captured = capsys.readouterr()
         # Help is wrapped to the width of the terminal.
         return code, re.sub(r"[\s│]+", " ", captured.out), captured.err
