@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 import crpt.ops
 from crpt.config import ProbeConfig
@@ -48,14 +49,19 @@ def probe(
     *,
     seen: tuple[str, ...],
     device: str = "cpu",
+    progress: bool = True,
 ) -> list[DomainProbe]:
-    """Ridge probes of the simulator's state from z, split by episode, for every domain of
-    `dataset`."""
+    """Ridge probes of the simulator's state from z, split by episode, for every domain there is."""
     results = []
-    for domain in dataset.domains:
+    # Sorted: the order in which processes added them to the dataset must not matter.
+    domains = sorted(dataset.domains)
+    bar = tqdm(total=2 * len(domains), desc="probe", unit=" encodings", disable=not progress)
+    for domain in domains:
         states, episode = _states(dataset, domain)
         z_init = _embed(initial, dataset, domain, device)
+        bar.update()
         z = _embed(encoder, dataset, domain, device)
+        bar.update()
         results.append(
             DomainProbe(
                 domain=domain,
@@ -67,6 +73,7 @@ def probe(
                 prototypes_in_use=_prototypes_in_use(encoder, z, device),
             )
         )
+    bar.close()
     return sorted(results, key=lambda result: not result.seen)
 
 
@@ -90,12 +97,12 @@ def _embed(encoder: Encoder, dataset: ReplayBuffer, domain: str, device: str) ->
     """z of all stored steps, [N, D], on the CPU."""
     encoder = encoder.freeze().to(device, memory_format=torch.channels_last)
     slots = np.concatenate(dataset.episodes(domain))
-    return torch.cat(
-        [
-            encoder.embed(dataset.observations(domain, slots[i : i + BATCH], device=device)).cpu()
-            for i in range(0, len(slots), BATCH)
-        ]
-    )
+    stack = encoder.config.in_channels // 3
+    parts = []
+    for i in range(0, len(slots), BATCH):
+        obs = dataset.observations(domain, slots[i : i + BATCH], frame_stack=stack, device=device)
+        parts.append(encoder.embed(obs).cpu())
+    return torch.cat(parts)
 
 
 def _mean_r2(

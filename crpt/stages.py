@@ -121,6 +121,7 @@ def probe_stage(context: Context, config: ProbeConfig) -> list[dict[str, Any]]:
         initial_encoder(encoder.config, encoder.metadata["seed"]),
         seen=seen,
         device=context.device,
+        progress=context.progress,
     )
     context.run.write_json("probe.json", to_json(results))
     return to_json(results)

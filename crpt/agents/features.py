@@ -12,12 +12,15 @@ from crpt.encoder import Encoder
 
 
 class FeatureExtractor:
-    """h, or z scaled to unit variance, of a frozen encoder: uint8 [B, C, H, W] -> float32 [B,
-    F]."""
+    """h, or z scaled to unit variance, of a frozen encoder.
+
+    uint8 [B, C, H, W] -> float32 [B, F].
+    """
 
     def __init__(self, encoder: Encoder, features: Literal["h", "z"], device: torch.device) -> None:
         self.encoder = encoder.freeze().to(device, memory_format=torch.channels_last)
         self.features = features
+        self.frame_stack = encoder.config.in_channels // 3
         self.device = device
         self.dim: int = encoder.feature_dim if features == "h" else encoder.config.projection_dim
 

@@ -78,13 +78,20 @@ class AgentReplay:
     def sample(self) -> FeatureBatch:
         """A batch of the latest transitions, encoded: features [B, F]."""
         task, c = self.config.task, self.config
-        latest = self.buffer.indices(task)[-c.replay_capacity :]
+        latest = self.buffer.indices(task, frame_stack=self.extractor.frame_stack)[
+            -c.replay_capacity :
+        ]
         chosen = latest[
             torch.randint(len(latest), (c.batch_size,), generator=self.generator).numpy()
         ]
         if self._features is None:
             batch = self.buffer.gather(
-                task, chosen, pad=c.shift_pad, device=self.device, generator=self.generator
+                task,
+                chosen,
+                frame_stack=self.extractor.frame_stack,
+                pad=c.shift_pad,
+                device=self.device,
+                generator=self.generator,
             )
             features, next_features = self.extractor(torch.cat([batch.obs, batch.next_obs])).chunk(
                 2
@@ -111,10 +118,10 @@ class AgentReplay:
 
     def _encode_stored(self) -> None:
         assert self._features is not None
-        for episode in self.buffer.episodes(self.config.task):
-            for slot in episode:
-                # One at a time, as in acting: another batch size rounds otherwise.
-                obs = self.buffer.observations(
-                    self.config.task, np.array([slot]), device=self.device
-                )
-                self._features[slot] = self.extractor(obs)[0]
+        task, stack = self.config.task, self.extractor.frame_stack
+        for slot in (
+            s for episode in self.buffer.episodes(task, frame_stack=stack) for s in episode
+        ):
+            # One at a time, as in acting: another batch size rounds otherwise.
+            obs = self.buffer.observations(task, np.array([slot]), frame_stack=stack)
+            self._features[slot] = self.extractor(obs)[0]
