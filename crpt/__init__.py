@@ -5,12 +5,19 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pkgutil import extend_path
 from typing import TYPE_CHECKING, Any
 
 # In a checkout `python -m` finds these sources first, and the compiled modules are elsewhere: in
 # the installed package.
 __path__ = extend_path(__path__, __name__)
+
+if sys.argv[:1] == ["-m"]:
+    # Python is about to run one of our commands. OpenMP threads that spin while they wait for each
+    # other make a busy machine tens of times slower; asleep, they cost an idle one microseconds.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
     from crpt.encoder import Encoder

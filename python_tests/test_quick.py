@@ -12,11 +12,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 def test_quick_learns_and_repeats_its_figures(tmp_path):
     summaries = []
     for name in ("first", "again"):
-        subprocess.run(
-            [sys.executable, "-m", "crpt.train", "--preset", "quick", "--device", "cpu"]
-            + ["--run-dir", str(tmp_path / name)],
-            check=True,
-        )
+        run_dir = str(tmp_path / name)
+        flags = ["--preset", "quick", "--device", "cpu", "--run-dir", run_dir]
+        subprocess.run([sys.executable, "-m", "crpt.train", *flags], check=True)
         summaries.append(json.loads((tmp_path / name / "summary.json").read_text()))
     first, again = summaries
     assert first == again
