@@ -29,6 +29,7 @@ def random_shift(
         shifts: int64 [B, 2] on the device of the images: (dy, dx) in [-pad, pad]. None: drawn
             uniformly.
         generator: what they are drawn from, on the device of the images; None: torch's default.
+            Under torch.compile(fullgraph=True) only None: torch cannot trace a generator.
 
     Returns:
         The shape and dtype of the images. Floating images are differentiable (the operator is
@@ -47,14 +48,19 @@ def random_shift(
     pad = arguments.integer("pad", pad)
     if shifts is None:
         checks.random_shift_images(images, pad)
-        shifts = torch.randint(
-            -pad, pad + 1, (images.shape[0], 2), generator=generator, device=images.device
-        )
+        shifts = _draw(images, pad, generator)
     else:
         if generator is not None:
             raise ValueError("generator should be None where shifts are given: nothing is drawn")
         arguments.tensor("shifts", shifts)
     return torch.ops.crpt.random_shift(images, shifts, pad)
+
+
+def _draw(images: Tensor, pad: int, generator: torch.Generator | None) -> Tensor:
+    low, high, size, device = -pad, pad + 1, (images.shape[0], 2), images.device
+    if generator is None:  # naming it, even as None, picks an overload without symbolic sizes
+        return torch.randint(low, high, size, device=device)
+    return torch.randint(low, high, size, generator=generator, device=device)
 
 
 @fake("random_shift")

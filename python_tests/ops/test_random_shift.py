@@ -117,3 +117,15 @@ def test_a_compiled_graph_checks_values_too() -> None:
     shift = torch.compile(ops.random_shift, fullgraph=True, backend="aot_eager")
     with pytest.raises(ValueError, match=r"shifts should be in \[-2, 2\], got 9 at \[0, 0\]"):
         shift(torch.ones(1, 1, 4, 4), 2, torch.tensor([[9, 0]]))
+
+
+def test_drawing_compiles_as_one_graph_with_dynamic_shapes() -> None:
+    torch._dynamo.reset()
+    shift = torch.compile(ops.random_shift, fullgraph=True, dynamic=True, backend="aot_eager")
+    for batch, size in ((3, 6), (5, 9), (8, 7)):
+        images = torch.arange(float(size), requires_grad=True).expand(batch, 1, size, size)
+        out = shift(images, 2)
+        assert out.shape == images.shape
+        dx = (out[:, 0, 0, 3] - 3).long()
+        columns = (torch.arange(size) + dx[:, None]).clamp(0, size - 1)
+        assert torch.equal(out, columns[:, None, None, :].expand_as(out).float())
