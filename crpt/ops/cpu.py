@@ -196,10 +196,18 @@ def frame_stack_cpu(
     return out
 
 
+def _rounds_inputs() -> bool:
+    """Whether torch may take float32 GEMMs in a lower precision."""
+    try:  # the newer setting, which also knows what the older one was told
+        return str(torch.backends.mkldnn.matmul.fp32_precision) not in ("none", "ieee")
+    except AttributeError:  # torch < 2.9
+        return torch.get_float32_matmul_precision() != "highest"
+
+
 def _dot_tolerance(dtype: torch.dtype, dim: int) -> float:
     """Bound of a dot product's error, in units of the two lengths' product."""
     tolerance = (dim + 8) * torch.finfo(dtype).eps  # the order of the sum is the GEMM's own
-    if dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
+    if dtype == torch.float32 and _rounds_inputs():
         tolerance += torch.finfo(torch.bfloat16).eps  # its inputs may be rounded, its sums are not
     return tolerance
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from crpt import ops
-from crpt.ops import reference
+from crpt.ops import cpu, reference
 
 
 def normal(seed: int, *shape: int) -> Tensor:
@@ -72,10 +74,41 @@ def test_exact_whatever_the_precision_of_the_matrix_product(precision: str, devi
     torch.set_float32_matmul_precision(precision)
     try:
         got = ops.knn_distance(queries, keys, 3)
+        low = cpu._dot_tolerance(torch.float32, 128) > torch.finfo(torch.bfloat16).eps
     finally:
         torch.set_float32_matmul_precision(before)
+    assert low is (precision != "highest")
     exact = reference.knn_distance(queries.double(), keys.double(), 3)
     torch.testing.assert_close(got.double(), exact, rtol=1e-6, atol=0)
+
+
+def test_the_newer_setting_of_the_precision() -> None:
+    """In a process of its own: once it is used, torch refuses to answer for the older one."""
+    if not hasattr(torch.backends, "fp32_precision"):
+        pytest.skip("this torch has only set_float32_matmul_precision")
+    program = """
+import torch
+from crpt import ops
+from crpt.ops import cpu, reference
+
+def check(rounds):
+    torch.testing.assert_close(ops.knn_distance(queries, keys, 3).double(), exact, rtol=1e-6, atol=0)
+    bfloat16 = torch.finfo(torch.bfloat16).eps
+    assert (cpu._dot_tolerance(torch.float32, 128) > bfloat16) is rounds
+    assert cpu._dot_tolerance(torch.float64, 128) < bfloat16
+
+queries, keys = torch.randn(50, 128), torch.randn(600, 128)
+exact = reference.knn_distance(queries.double(), keys.double(), 3)
+check(False)
+torch.backends.fp32_precision = "tf32"
+check(True)
+torch.backends.mkldnn.matmul.fp32_precision = "ieee"
+check(False)
+torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+check(True)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_many_queries_go_block_by_block(device: str) -> None:
