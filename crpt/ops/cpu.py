@@ -198,8 +198,9 @@ def frame_stack_cpu(
 
 def _rounds_inputs() -> bool:
     """Whether torch may take float32 GEMMs in a lower precision."""
+    mkldnn: Any = torch.backends.mkldnn
     try:  # the newer setting, which also knows what the older one was told
-        return str(torch.backends.mkldnn.matmul.fp32_precision) not in ("none", "ieee")
+        return mkldnn.matmul.fp32_precision not in ("none", "ieee")
     except AttributeError:  # torch < 2.9
         return torch.get_float32_matmul_precision() != "highest"
 
