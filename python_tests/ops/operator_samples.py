@@ -182,3 +182,30 @@ SAMPLES = [
     Sample("knn_distance", "one_key", call(normal(5, 4), normal(1, 4), 1)),
     Sample("knn_distance", "no_queries", call(normal(0, 4), normal(3, 4), 2)),
 ]
+
+# Enough work for three threads in every loop, forwards and backwards: each of them wants 16,384
+# elements. Odd sizes, so that the shares differ.
+LARGE = [
+    Sample("sinkhorn", "many_problems", call(cosine(101, 24, 23)), False),
+    # One problem on all threads: its rows, and the sums over its columns.
+    Sample("sinkhorn", "one_problem", call(cosine(1021, 801)), False),
+    Sample("sinkhorn", "one_problem_in_log_space", call(cosine(1021, 801), 0.01), False),
+    Sample("prototype_similarity", "large", call(normal(501, 128), normal(403, 128))),
+    Sample("prototype_loss", "large", call(cosine(301, 257), codes(301, 257))),
+    Sample("prototype_loss", "many_problems", call(cosine(61, 7, 131), codes(61, 7, 131))),
+    Sample("intrinsic_loss", "large", call(units(257, 8))),
+    Sample("intrinsic_loss", "many_problems", call(units(61, 33, 8))),
+    Sample("random_shift", "large", call(normal(37, 3, 29, 31), 4, integers(-4, 4, 37, 2))),
+    Sample(
+        "random_shift",
+        "large_channels_last",
+        call(channels_last(normal(67, 3, 29, 31)), 4, integers(-4, 4, 67, 2)),
+    ),
+    Sample(
+        "frame_stack",
+        "large",
+        call(pixels(50, 3, 29, 31), integers(0, 49, 23, 3), integers(-4, 4, 23, 2)),
+        False,
+    ),
+    Sample("knn_distance", "large", call(normal(401, 128), normal(403, 128), 3)),
+]
