@@ -50,6 +50,7 @@ def _(prototypes: Tensor, offset: float) -> tuple[Tensor, Tensor]:
 
 @fake("intrinsic_loss_backward")
 def _(grad: Tensor, prototypes: Tensor, weights: Tensor) -> Tensor:
+    checks.intrinsic_loss_backward(grad, prototypes, weights)
     return prototypes.new_empty(prototypes.shape)
 
 

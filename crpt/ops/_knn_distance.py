@@ -56,11 +56,13 @@ def _(queries: Tensor, keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 @fake("knn_distance_backward_queries")
 def _(grad: Tensor, queries: Tensor, keys: Tensor, distance: Tensor, index: Tensor) -> Tensor:
+    checks.knn_distance_backward(grad, queries, keys, distance, index)
     return queries.new_empty(queries.shape, dtype=distance.dtype)
 
 
 @fake("knn_distance_backward_keys")
 def _(grad: Tensor, queries: Tensor, keys: Tensor, distance: Tensor, index: Tensor) -> Tensor:
+    checks.knn_distance_backward(grad, queries, keys, distance, index)
     return keys.new_empty(keys.shape, dtype=distance.dtype)
 
 

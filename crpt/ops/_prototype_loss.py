@@ -49,11 +49,13 @@ def _(scores: Tensor, codes: Tensor, temperature: float) -> tuple[Tensor, Tensor
 
 @fake("prototype_loss_backward_scores")
 def _(grad: Tensor, scores: Tensor, codes: Tensor, logsumexp: Tensor, temperature: float) -> Tensor:
+    checks.prototype_loss_backward_scores(grad, scores, codes, logsumexp, temperature)
     return scores.new_empty(scores.shape)
 
 
 @fake("prototype_loss_backward_codes")
 def _(grad: Tensor, scores: Tensor, logsumexp: Tensor, temperature: float) -> Tensor:
+    checks.prototype_loss_backward_codes(grad, scores, logsumexp, temperature)
     return scores.new_empty(scores.shape)
 
 

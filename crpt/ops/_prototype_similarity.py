@@ -53,6 +53,7 @@ def _(embeddings: Tensor, prototypes: Tensor) -> tuple[Tensor, ...]:
 
 @fake("prototype_similarity_backward")
 def _(grad: Tensor, unit: Tensor, norm: Tensor, other: Tensor) -> Tensor:
+    checks.prototype_similarity_backward(grad, unit, norm, other)
     return unit.new_empty(unit.shape)
 
 

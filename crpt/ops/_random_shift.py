@@ -71,7 +71,7 @@ def _(images: Tensor, shifts: Tensor, pad: int) -> Tensor:
 
 @fake("random_shift_backward")
 def _(grad: Tensor, shifts: Tensor, pad: int) -> Tensor:
-    checks.random_shift(grad, shifts, pad)
+    checks.random_shift_backward(grad, shifts, pad)
     return grad.new_empty(grad.shape)
 
 

@@ -8,6 +8,7 @@ the kernels that read them.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -37,12 +38,22 @@ def prototype_similarity(embeddings: Tensor, prototypes: Tensor) -> None:
         raise ValueError(f"embeddings should be [..., B, D] with D >= 1, got {list(e)}")
     if len(c) < 2 or c[-2] < 1 or c[-1] != e[-1]:
         raise ValueError(f"prototypes should be [..., M, {e[-1]}] with M >= 1, got {list(c)}")
-    for i, j in zip(reversed(e[:-2]), reversed(c[:-2]), strict=False):
-        if i != j and i != 1 and j != 1:
-            raise ValueError(
-                "prototypes should have leading dimensions that broadcast with "
-                f"{list(e[:-2])}, got {list(c[:-2])}"
-            )
+    _broadcast("prototypes", c[:-2], e[:-2])
+
+
+def prototype_similarity_backward(grad: Tensor, unit: Tensor, norm: Tensor, other: Tensor) -> None:
+    _computed("unit", unit)
+    shape, others = unit.shape, other.shape
+    if len(shape) < 2 or shape[-1] < 1:
+        raise ValueError(f"unit should be [..., R, D] with D >= 1, got {list(shape)}")
+    _is("norm", norm, shape[:-1], unit.dtype, unit.device)
+    _same_kind("other", other, "unit", unit)
+    if len(others) < 2 or others[-1] != shape[-1]:
+        raise ValueError(f"other should be [..., S, {shape[-1]}], got {list(others)}")
+    _broadcast("other", others[:-2], shape[:-2])
+    _floating("grad", grad)
+    leading = torch.broadcast_shapes(shape[:-2], others[:-2])
+    _is("grad", grad, (*leading, shape[-2], others[-2]), grad.dtype, unit.device)
 
 
 def prototype_loss(scores: Tensor, codes: Tensor, temperature: float) -> None:
@@ -56,12 +67,39 @@ def prototype_loss(scores: Tensor, codes: Tensor, temperature: float) -> None:
     _positive("temperature", temperature)
 
 
+def prototype_loss_backward_scores(
+    grad: Tensor, scores: Tensor, codes: Tensor, logsumexp: Tensor, temperature: float
+) -> None:
+    prototype_loss(scores, codes, temperature)
+    _prototype_loss_results(grad, scores, logsumexp)
+
+
+def prototype_loss_backward_codes(
+    grad: Tensor, scores: Tensor, logsumexp: Tensor, temperature: float
+) -> None:
+    prototype_loss(scores, scores, temperature)
+    _prototype_loss_results(grad, scores, logsumexp)
+
+
+def _prototype_loss_results(grad: Tensor, scores: Tensor, logsumexp: Tensor) -> None:
+    _is("grad", grad, scores.shape[:-2], scores.dtype, scores.device)
+    _is("logsumexp", logsumexp, scores.shape[:-1], compute_dtype(scores.dtype), scores.device)
+
+
 def intrinsic_loss(prototypes: Tensor, offset: float) -> None:
     _floating("prototypes", prototypes)
     shape = prototypes.shape
     if len(shape) < 2 or shape[-2] < 1 or shape[-1] < 1:
         raise ValueError(f"prototypes should be [..., M, D] with M, D >= 1, got {list(shape)}")
     _positive("offset", offset)
+
+
+def intrinsic_loss_backward(grad: Tensor, prototypes: Tensor, weights: Tensor) -> None:
+    intrinsic_loss(prototypes, 1.0)
+    shape, device = prototypes.shape, prototypes.device
+    square = (*shape[:-1], shape[-2])
+    _is("weights", weights, square, compute_dtype(prototypes.dtype), device)
+    _is("grad", grad, shape[:-2], prototypes.dtype, device)
 
 
 def random_shift(images: Tensor, shifts: Tensor, pad: int) -> None:
@@ -73,9 +111,14 @@ def random_shift_images(images: Tensor, pad: int) -> None:
     """What is known before the shifts are drawn."""
     if images.dtype not in IMAGES:
         raise TypeError(f"images should be real numbers or bool, got {images.dtype}")
-    shape = images.shape
-    if len(shape) != 4 or shape[1] < 1 or shape[2] < 1 or shape[3] < 1:
-        raise ValueError(f"images should be [B, C, H, W] with C, H, W >= 1, got {list(shape)}")
+    _images_shape("images", images, "B")
+    _at_least("pad", pad, 0)
+
+
+def random_shift_backward(grad: Tensor, shifts: Tensor, pad: int) -> None:
+    _floating("grad", grad)
+    _images_shape("grad", grad, "B")
+    _shifts(shifts, grad.shape[0], grad.device)
     _at_least("pad", pad, 0)
 
 
@@ -84,9 +127,7 @@ def frame_stack(
 ) -> None:
     if frames.dtype != torch.uint8:
         raise TypeError(f"frames should be torch.uint8, got {frames.dtype}")
-    shape = frames.shape
-    if len(shape) != 4 or shape[1] < 1 or shape[2] < 1 or shape[3] < 1:
-        raise ValueError(f"frames should be [N, C, H, W] with C, H, W >= 1, got {list(shape)}")
+    _images_shape("frames", frames, "N")
     if index.dtype != torch.int64:
         raise TypeError(f"index should be torch.int64, got {index.dtype}")
     if len(index.shape) != 2 or index.shape[1] < 1:
@@ -100,6 +141,22 @@ def frame_stack(
 
 
 def knn_distance(queries: Tensor, keys: Tensor, k: int) -> None:
+    _points(queries, keys)
+    if not 1 <= k <= keys.shape[0]:
+        raise ValueError(f"k should be in [1, {keys.shape[0]}], the number of keys, got {k}")
+
+
+def knn_distance_backward(
+    grad: Tensor, queries: Tensor, keys: Tensor, distance: Tensor, index: Tensor
+) -> None:
+    _points(queries, keys)
+    batch, compute, device = queries.shape[:1], compute_dtype(queries.dtype), queries.device
+    _is("grad", grad, batch, compute, device)
+    _is("distance", distance, batch, compute, device)
+    _is("index", index, batch, torch.int64, device)
+
+
+def _points(queries: Tensor, keys: Tensor) -> None:
     _floating("queries", queries)
     _same_kind("keys", keys, "queries", queries)
     if len(queries.shape) != 2 or queries.shape[1] < 1:
@@ -108,8 +165,6 @@ def knn_distance(queries: Tensor, keys: Tensor, k: int) -> None:
         raise ValueError(
             f"keys should be [Q, {queries.shape[1]}] with Q >= 1, got {list(keys.shape)}"
         )
-    if not 1 <= k <= keys.shape[0]:
-        raise ValueError(f"k should be in [1, {keys.shape[0]}], the number of keys, got {k}")
 
 
 # --- shared pieces ---
@@ -133,6 +188,38 @@ def _same_kind(name: str, value: Tensor, like_name: str, like: Tensor) -> None:
     if value.dtype != like.dtype:
         raise TypeError(f"{name} should be {like.dtype} like {like_name}, got {value.dtype}")
     _same_device(name, value, like.device)
+
+
+def _computed(name: str, value: Tensor) -> None:
+    if value.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"{name} should be float32 or float64, got {value.dtype}")
+
+
+def _is(
+    name: str, value: Tensor, shape: Sequence[int], dtype: torch.dtype, device: torch.device
+) -> None:
+    if value.dtype != dtype:
+        raise TypeError(f"{name} should be {dtype}, got {value.dtype}")
+    if value.shape != tuple(shape):
+        raise ValueError(f"{name} should be {list(shape)}, got {list(value.shape)}")
+    _same_device(name, value, device)
+
+
+def _broadcast(name: str, leading: Sequence[int], others: Sequence[int]) -> None:
+    for i, j in zip(reversed(leading), reversed(others), strict=False):
+        if i != j and i != 1 and j != 1:
+            raise ValueError(
+                f"{name} should have leading dimensions that broadcast with "
+                f"{list(others)}, got {list(leading)}"
+            )
+
+
+def _images_shape(name: str, value: Tensor, count: str) -> None:
+    shape = value.shape
+    if len(shape) != 4 or shape[1] < 1 or shape[2] < 1 or shape[3] < 1:
+        raise ValueError(
+            f"{name} should be [{count}, C, H, W] with C, H, W >= 1, got {list(shape)}"
+        )
 
 
 def _scores_shape(name: str, value: Tensor) -> None:

@@ -78,6 +78,7 @@ def prototype_similarity_cpu(embeddings: Tensor, prototypes: Tensor) -> tuple[Te
 def prototype_similarity_backward_cpu(
     grad: Tensor, unit: Tensor, norm: Tensor, other: Tensor
 ) -> Tensor:
+    checks.prototype_similarity_backward(grad, unit, norm, other)
     grad_unit = matmul(grad.to(unit.dtype), other).sum_to_size(unit.shape).contiguous()
     unit, norm = unit.contiguous(), norm.contiguous()
     grad_rows = unit.new_empty(unit.shape)
@@ -121,6 +122,7 @@ def _prototype_loss_backward(
 def prototype_loss_backward_scores_cpu(
     grad: Tensor, scores: Tensor, codes: Tensor, logsumexp: Tensor, temperature: float
 ) -> Tensor:
+    checks.prototype_loss_backward_scores(grad, scores, codes, logsumexp, temperature)
     return _prototype_loss_backward(grad, scores, codes, logsumexp, temperature)
 
 
@@ -128,6 +130,7 @@ def prototype_loss_backward_scores_cpu(
 def prototype_loss_backward_codes_cpu(
     grad: Tensor, scores: Tensor, logsumexp: Tensor, temperature: float
 ) -> Tensor:
+    checks.prototype_loss_backward_codes(grad, scores, logsumexp, temperature)
     return _prototype_loss_backward(grad, scores, None, logsumexp, temperature)
 
 
@@ -146,6 +149,7 @@ def intrinsic_loss_cpu(prototypes: Tensor, offset: float) -> tuple[Tensor, Tenso
 
 @_impl("intrinsic_loss_backward")
 def intrinsic_loss_backward_cpu(grad: Tensor, prototypes: Tensor, weights: Tensor) -> Tensor:
+    checks.intrinsic_loss_backward(grad, prototypes, weights)
     c = prototypes.to(weights.dtype)
     scale = grad.to(weights.dtype)[..., None, None]
     return matmul(weights, c).mul_(scale).to(prototypes.dtype)
@@ -167,7 +171,7 @@ def random_shift_cpu(images: Tensor, shifts: Tensor, pad: int) -> Tensor:
 
 @_impl("random_shift_backward")
 def random_shift_backward_cpu(grad: Tensor, shifts: Tensor, pad: int) -> Tensor:
-    checks.random_shift(grad, shifts, pad)
+    checks.random_shift_backward(grad, shifts, pad)
     grad, shifts = grad.contiguous(), shifts.contiguous()
     grad_images = grad.new_empty(grad.shape)
     _cpu.random_shift_backward(
@@ -237,6 +241,13 @@ def knn_distance_cpu(queries: Tensor, keys: Tensor, k: int) -> tuple[Tensor, Ten
 def _knn_distance_backward(
     grad: Tensor, queries: Tensor, keys: Tensor, distance: Tensor, index: Tensor, *, of_keys: bool
 ) -> Tensor:
+    checks.knn_distance_backward(grad, queries, keys, distance, index)
+    outside = (index < 0) | (index >= keys.shape[0])
+    if outside.any():
+        at = int(outside.nonzero()[0])
+        raise ValueError(
+            f"index should be in [0, {keys.shape[0] - 1}], got {int(index[at])} at [{at}]"
+        )
     compute = distance.dtype
     grad, queries, keys = (x.to(compute).contiguous() for x in (grad, queries, keys))
     distance, index = distance.contiguous(), index.contiguous()

@@ -107,6 +107,7 @@ def prototype_similarity_cuda(embeddings: Tensor, prototypes: Tensor) -> tuple[T
 def prototype_similarity_backward_cuda(
     grad: Tensor, unit: Tensor, norm: Tensor, other: Tensor
 ) -> Tensor:
+    checks.prototype_similarity_backward(grad, unit, norm, other)
     grad_unit = matmul(grad.to(unit.dtype), other).sum_to_size(unit.shape).contiguous()
     unit, norm = unit.contiguous(), norm.contiguous()
     grad_rows = unit.new_empty(unit.shape)
@@ -138,6 +139,7 @@ def prototype_loss_cuda(scores: Tensor, codes: Tensor, temperature: float) -> tu
 def prototype_loss_backward_scores_cuda(
     grad: Tensor, scores: Tensor, codes: Tensor, logsumexp: Tensor, temperature: float
 ) -> Tensor:
+    checks.prototype_loss_backward_scores(grad, scores, codes, logsumexp, temperature)
     grad, logsumexp = grad.to(logsumexp.dtype).contiguous(), logsumexp.contiguous()
     scores, codes = scores.contiguous(), codes.contiguous()
     grad_scores = scores.new_empty(scores.shape)
@@ -154,6 +156,7 @@ def prototype_loss_backward_scores_cuda(
 def prototype_loss_backward_codes_cuda(
     grad: Tensor, scores: Tensor, logsumexp: Tensor, temperature: float
 ) -> Tensor:
+    checks.prototype_loss_backward_codes(grad, scores, logsumexp, temperature)
     grad, logsumexp = grad.to(logsumexp.dtype).contiguous(), logsumexp.contiguous()
     scores = scores.contiguous()
     grad_codes = scores.new_empty(scores.shape)
@@ -183,6 +186,7 @@ def intrinsic_loss_cuda(prototypes: Tensor, offset: float) -> tuple[Tensor, Tens
 
 @_impl("intrinsic_loss_backward")
 def intrinsic_loss_backward_cuda(grad: Tensor, prototypes: Tensor, weights: Tensor) -> Tensor:
+    checks.intrinsic_loss_backward(grad, prototypes, weights)
     c = prototypes.to(weights.dtype)
     scale = grad.to(weights.dtype)[..., None, None]
     return matmul(weights, c).mul_(scale).to(prototypes.dtype)
@@ -205,7 +209,7 @@ def random_shift_cuda(images: Tensor, shifts: Tensor, pad: int) -> Tensor:
 
 @_impl("random_shift_backward")
 def random_shift_backward_cuda(grad: Tensor, shifts: Tensor, pad: int) -> Tensor:
-    checks.random_shift(grad, shifts, pad)
+    checks.random_shift_backward(grad, shifts, pad)
     grad, shifts = grad.contiguous(), shifts.contiguous()
     grad_images = grad.new_empty(grad.shape)
     device, stream = _stream(grad.device)
@@ -266,6 +270,7 @@ def _knn_distance_backward(
     distance: Tensor,
     index: Tensor,
 ) -> Tensor:
+    checks.knn_distance_backward(grad, queries, keys, distance, index)
     grad = grad.to(distance.dtype).contiguous()
     queries, keys = queries.contiguous(), keys.contiguous()
     distance, index = distance.contiguous(), index.contiguous()
