@@ -1,3 +1,6 @@
+#include <algorithm>
+#include <limits>
+
 #include "kernels/prototype_loss.h"
 #include "levels.h"
 
@@ -115,6 +118,96 @@ TEST_P(PrototypeLoss, LargeCommonOffsetsLoseNothing) {
   const auto wide_scores = std::vector<double>(scores.begin(), scores.end());
   const auto wide_codes = std::vector<double>(codes.begin(), codes.end());
   ASSERT_NEAR(loss, expected(wide_scores.data(), wide_codes.data(), 1, M, 1.0), 2e-6);
+}
+
+struct Gradients {
+  float loss = 0;
+  std::vector<float> scores, codes;
+};
+
+Gradients float_gradients(Isa level, const std::vector<float>& scores,
+                          const std::vector<float>& codes, int64_t B, int64_t M, double T,
+                          int threads = 1) {
+  const float grad = 1;
+  std::vector<float> lse(B);
+  Gradients got{0, std::vector<float>(B * M, std::nanf("")), std::vector<float>(B * M)};
+  CRPT_AT(level, prototype_loss)({.scores = scores.data(),
+                                  .codes = codes.data(),
+                                  .loss = &got.loss,
+                                  .logsumexp = lse.data(),
+                                  .dtype = DType::f32,
+                                  .problems = 1,
+                                  .samples = B,
+                                  .prototypes = M,
+                                  .temperature = T,
+                                  .threads = threads});
+  for (const bool of_codes : {false, true}) {
+    CRPT_AT(level, prototype_loss_backward)
+    ({.grad = &grad,
+      .scores = scores.data(),
+      .codes = of_codes ? nullptr : codes.data(),
+      .logsumexp = lse.data(),
+      .grad_input = of_codes ? got.codes.data() : got.scores.data(),
+      .dtype = DType::f32,
+      .problems = 1,
+      .samples = B,
+      .prototypes = M,
+      .temperature = T,
+      .threads = threads});
+  }
+  return got;
+}
+
+// Scores of any finite size, with and without a common offset: gradients are those of the formula,
+// and those of the scores sum to 0.
+TEST_P(PrototypeLoss, GradientsOfScoresOfAnySize) {
+  const int64_t B = 7, M = 61;
+  const double T = 0.1;
+  const auto spread = uniform(B * M, 5, -1, 1);
+  std::vector<float> codes = testing::as<float>(uniform(B * M, 6, 0, 2.0 / M));
+  for (const double scale : {1.0, 1e2, 1e4, 1e8, 1e9, 1e15, 1e30, 3e38}) {
+    for (const double deviation : {1.0, scale}) {
+      std::vector<float> scores(B * M);
+      for (int64_t i = 0; i < B * M; ++i) {
+        const double offset = deviation == scale ? 0 : scale;
+        scores[i] = static_cast<float>(offset + deviation * spread[i]);
+      }
+      const Gradients got = float_gradients(GetParam(), scores, codes, B, M, T);
+      for (int64_t b = 0; b < B; ++b) {
+        const float* s = &scores[b * M];
+        const double high = *std::max_element(s, s + M);
+        double sum = 0, mass = 0, total = 0;
+        for (int64_t m = 0; m < M; ++m) {
+          sum += std::exp((s[m] - high) / T);
+          mass += codes[b * M + m];
+        }
+        for (int64_t m = 0; m < M; ++m) {
+          const int64_t i = b * M + m;
+          const double log_p = (s[m] - high) / T - std::log(sum);
+          ASSERT_NEAR(got.scores[i], (std::exp(log_p) * mass - codes[i]) / (T * B), 2e-6)
+              << scale << " " << deviation;
+          if (log_p > -3e38) {
+            ASSERT_NEAR(got.codes[i], -log_p / B, 1e-6 - 1e-6 * log_p);
+          } else {
+            ASSERT_GE(got.codes[i], 3e37f);
+          }
+          total += got.scores[i];
+        }
+        ASSERT_NEAR(total, 0, 2e-6);
+      }
+    }
+  }
+}
+
+// The two largest floats of opposite sign: scores / T overflows, the loss too, but nothing is NaN.
+TEST_P(PrototypeLoss, TheLargestScoresAreNotNan) {
+  const std::vector<float> scores = {3e38f, -3e38f, 3e38f, 3e38f}, codes(4, 0.5f);
+  const Gradients got = float_gradients(GetParam(), scores, codes, 2, 2, 0.1);
+  EXPECT_EQ(got.loss, std::numeric_limits<float>::infinity());
+  const float expected[] = {2.5f, -2.5f, 0, 0};
+  for (int i = 0; i < 4; ++i) EXPECT_NEAR(got.scores[i], expected[i], 1e-6);
+  EXPECT_EQ(got.codes[1], std::numeric_limits<float>::infinity());
+  EXPECT_NEAR(got.codes[2], std::log(2) / 2, 1e-6);
 }
 
 }  // namespace

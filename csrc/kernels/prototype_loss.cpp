@@ -49,7 +49,7 @@ inline RowLoss<A> row_loss(const T* scores, const T* codes, int64_t M, A inverse
     add_block(scores + m, codes + m, M - m < kSumBlock ? M - m : kSumBlock, high, inverse, sums);
   }
   const double log_sum = log_of(sums.exp);
-  return {log_sum * sums.mass - sums.weighted, static_cast<A>(high * inverse + log_sum)};
+  return {log_sum * sums.mass - sums.weighted, static_cast<A>(log_sum)};
 }
 
 template <typename T, typename A>
@@ -60,13 +60,15 @@ inline A sum_of(const T* x, int64_t n) {
   return sum;
 }
 
-// p = exp(scores / T - logsumexp); returns its sum, 1 but for rounding.
+// p = exp((scores - high) / T - logsumexp); returns its sum, 1 but for rounding. The product is 0
+// where the score is the largest, whatever its size and whether or not a fused multiply-add rounds
+// it.
 template <typename T, typename A>
-inline A softmax_block(const T* scores, A inverse, A logsumexp, A* p, int64_t n) {
+inline A softmax_block(const T* scores, A high, A inverse, A logsumexp, A* p, int64_t n) {
   A sum = 0;
 #pragma omp simd reduction(+ : sum)
   for (int64_t i = 0; i < n; ++i) {
-    const A x = exp_of(widen(scores[i]) * inverse - logsumexp);
+    const A x = exp_of((widen(scores[i]) - high) * inverse - logsumexp);
     p[i] = x;
     sum += x;
   }
@@ -84,8 +86,9 @@ inline void write_grad_scores(const A* p, const T* codes, A mass, A factor, T* g
 template <typename T, typename A>
 inline void row_grad_scores(const T* scores, const T* codes, int64_t M, A inverse, A logsumexp,
                             A factor, A* p, T* grad) {
+  const A high = largest<T, A>(scores, M);
   const double sum = blocked_sum(M, [&](int64_t m, int64_t n) {
-    return softmax_block(scores + m, inverse, logsumexp, p + m, n);
+    return softmax_block(scores + m, high, inverse, logsumexp, p + m, n);
   });
   const double mass =
       blocked_sum(M, [&](int64_t m, int64_t n) { return sum_of<T, A>(codes + m, n); });
@@ -94,9 +97,10 @@ inline void row_grad_scores(const T* scores, const T* codes, int64_t M, A invers
 
 template <typename T, typename A>
 inline void row_grad_codes(const T* scores, int64_t M, A inverse, A logsumexp, A factor, T* grad) {
+  const A high = largest<T, A>(scores, M);
 #pragma omp simd
   for (int64_t m = 0; m < M; ++m) {
-    narrow((logsumexp - widen(scores[m]) * inverse) * factor, &grad[m]);
+    narrow((logsumexp - (widen(scores[m]) - high) * inverse) * factor, &grad[m]);
   }
 }
 

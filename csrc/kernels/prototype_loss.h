@@ -1,5 +1,8 @@
 // loss = -1/B sum_b sum_m q_bm log p_bm, p_b = softmax(scores_b / T), and its gradients
 // (p_bm sum_m' q_bm' - q_bm) / (T B) for the scores and -log p_bm / B for the codes.
+//
+// All of them from (score - the row's largest) / T: where scores / T overflows but this does not,
+// results are those of the formula, and not the NaN of the plain twin.
 #pragma once
 
 #include "kernels/dispatch.h"
@@ -10,7 +13,7 @@ struct PrototypeLossArgs {
   const void* scores;  // [problems, B, M]
   const void* codes;   // [problems, B, M]
   void* loss;          // [problems]
-  void* logsumexp;     // [problems, B] in compute type: of scores / T
+  void* logsumexp;     // [problems, B] in compute type: of (scores - the row's largest) / T
   DType dtype;
   int64_t problems, samples, prototypes;
   double temperature;
