@@ -25,13 +25,12 @@ Expected expected_of(const std::vector<double>& s, const std::vector<double>& q,
     for (int64_t b = 0; b < batch; ++b) {
       const int64_t row = (item * batch + b) * prototypes;
       double top = -INFINITY, sum = 0, mass = 0;
-      for (int64_t m = 0; m < prototypes; ++m) top = std::max(top, s[row + m] / kTemperature);
-      for (int64_t m = 0; m < prototypes; ++m) sum += std::exp(s[row + m] / kTemperature - top);
+      for (int64_t m = 0; m < prototypes; ++m) top = std::max(top, s[row + m]);
+      for (int64_t m = 0; m < prototypes; ++m) sum += std::exp((s[row + m] - top) / kTemperature);
       for (int64_t m = 0; m < prototypes; ++m) mass += q[row + m];
-      const double log_total = top + std::log(sum);
-      out.logsumexp.push_back(log_total);
+      out.logsumexp.push_back(std::log(sum));
       for (int64_t m = 0; m < prototypes; ++m) {
-        const double log_p = s[row + m] / kTemperature - log_total;
+        const double log_p = (s[row + m] - top) / kTemperature - std::log(sum);
         loss -= q[row + m] * log_p / double(batch);
         out.grad_scores.push_back(grad[item] * (std::exp(log_p) * mass - q[row + m]) /
                                   (kTemperature * double(batch)));
@@ -129,6 +128,61 @@ TEST(CudaPrototypeLossValues, InfiniteScores) {
   EXPECT_EQ(loss[0], infinity);
   EXPECT_NEAR(loss[1], std::log(2), 1e-6);
   EXPECT_TRUE(std::isnan(loss[2]));
+}
+
+// Scores with a large common offset, and of any finite size: the gradients of the forward's own
+// logsumexp are those of the formula, and those of the scores sum to 0.
+TEST(CudaPrototypeLossValues, GradientsOfScoresOfAnySize) {
+  const Sizes size{1, 5, 61};
+  const int64_t count = size.batch * size.prototypes;
+  const std::vector<double> spread = normal(count, 1, 1);
+  for (double scale : {1.0, 1e2, 1e4, 1e9, 1e30, 1e38}) {
+    for (double deviation : {1.0, scale}) {
+      Inputs<float> in = inputs_of<float>(size, 1);
+      for (int64_t i = 0; i < count; ++i) {
+        const double offset = deviation == scale ? 0 : scale;
+        in.scores[i] = static_cast<float>(offset + deviation * spread[i]);
+      }
+      in.grad = {1};
+      in.expected = expected_of(read_all(in.scores), read_all(in.codes), {1}, size);
+      auto loss = unwritten<float>(1), logsumexp = unwritten<float>(size.batch),
+           row_loss = unwritten<float>(size.batch), scores = unwritten<float>(count),
+           codes = unwritten<float>(count);
+      ASSERT_LAUNCHED(launch_prototype_loss(Dtype::kFloat32, in.scores.data(), in.codes.data(),
+                                            loss.data(), logsumexp.data(), row_loss.data(), 1,
+                                            size.batch, size.prototypes, kTemperature, nullptr));
+      ASSERT_LAUNCHED(launch_prototype_loss_backward_scores(
+          Dtype::kFloat32, in.grad.data(), in.scores.data(), in.codes.data(), logsumexp.data(),
+          scores.data(), 1, size.batch, size.prototypes, kTemperature, nullptr));
+      ASSERT_LAUNCHED(launch_prototype_loss_backward_codes(
+          Dtype::kFloat32, in.grad.data(), in.scores.data(), logsumexp.data(), codes.data(), 1,
+          size.batch, size.prototypes, kTemperature, nullptr));
+      expect_near(scores, in.expected.grad_scores, 2e-6, 2e-6);
+      // Where log p is beyond the largest float, so is the gradient.
+      for (int64_t i = 0; i < count; ++i) {
+        const double exact = in.expected.grad_codes[i];
+        if (exact * double(size.batch) > 3e38) {
+          ASSERT_GE(codes[i], 0.99 * exact);
+        } else {
+          ASSERT_NEAR(codes[i], exact, 1e-6 * (1 + exact));
+        }
+      }
+      for (int64_t b = 0; b < size.batch; ++b) {
+        double total = 0;
+        for (int64_t m = 0; m < size.prototypes; ++m) total += scores[b * size.prototypes + m];
+        ASSERT_NEAR(total, 0, 3e-6) << scale << " " << deviation;
+      }
+    }
+  }
+}
+
+TEST(CudaPrototypeLossValues, TheLargestScoresAreNotNan) {
+  const std::vector<float> scores{3e38f, -3e38f, 3e38f, 3e38f}, codes(4, 0.5f);
+  std::vector<float> loss(2), logsumexp(2), row_loss(2);
+  ASSERT_LAUNCHED(launch_prototype_loss(Dtype::kFloat32, scores.data(), codes.data(), loss.data(),
+                                        logsumexp.data(), row_loss.data(), 2, 1, 2, 0.1, nullptr));
+  EXPECT_EQ(loss[0], std::numeric_limits<float>::infinity());
+  EXPECT_NEAR(loss[1], std::log(2), 1e-6);
 }
 
 }  // namespace

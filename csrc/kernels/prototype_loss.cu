@@ -6,6 +6,14 @@
 namespace crpt::cuda {
 namespace {
 
+// The row's largest score. What follows is relative to it, so that a common offset loses nothing.
+template <class A, class T>
+__device__ A row_top(const T* scores, int64_t prototypes) {
+  A top = lowest<A>();
+  for (int64_t m = lane(); m < prototypes; m += kWarp) top = Max()(top, load(scores + m));
+  return warp_reduce(top, Max());
+}
+
 template <class T, class A>
 __global__ void prototype_loss_rows_kernel(const T* scores, const T* codes, A* logsumexp,
                                            A* row_loss, int64_t rows, int64_t prototypes,
@@ -13,18 +21,15 @@ __global__ void prototype_loss_rows_kernel(const T* scores, const T* codes, A* l
   for (int64_t row = global_warp(); row < rows; row += all_warps()) {
     const T* s = scores + row * prototypes;
     const T* q = codes + row * prototypes;
-    A top = lowest<A>();
-    for (int64_t m = lane(); m < prototypes; m += kWarp)
-      top = Max()(top, load(s + m) / temperature);
-    top = warp_reduce(top, Max());
+    const A top = row_top<A>(s, prototypes);
     A sum = 0;
     for (int64_t m = lane(); m < prototypes; m += kWarp) {
-      sum += exp_of(load(s + m) / temperature - top);
+      sum += exp_of((load(s + m) - top) / temperature);
     }
-    const A log_total = top + log_of(warp_reduce(sum, Sum()));
+    const A log_total = log_of(warp_reduce(sum, Sum()));
     A loss = 0;
     for (int64_t m = lane(); m < prototypes; m += kWarp) {
-      loss -= load(q + m) * (load(s + m) / temperature - log_total);
+      loss -= load(q + m) * ((load(s + m) - top) / temperature - log_total);
     }
     loss = warp_reduce(loss, Sum());
     if (lane() == 0) {
@@ -40,15 +45,20 @@ __global__ void prototype_loss_backward_scores_kernel(const A* grad, const T* sc
                                                       int64_t rows, int64_t batch,
                                                       int64_t prototypes, A temperature) {
   for (int64_t row = global_warp(); row < rows; row += all_warps()) {
+    const T* s = scores + row * prototypes;
     const T* q = codes + row * prototypes;
-    A mass = 0;
-    for (int64_t m = lane(); m < prototypes; m += kWarp) mass += load(q + m);
-    mass = warp_reduce(mass, Sum());
+    const A top = row_top<A>(s, prototypes);
+    A mass = 0, sum = 0;
+    for (int64_t m = lane(); m < prototypes; m += kWarp) {
+      mass += load(q + m);
+      sum += exp_of((load(s + m) - top) / temperature - logsumexp[row]);
+    }
+    // The sum of p is 1 but for rounding; dividing by it makes the gradients of a row sum to 0.
+    mass = warp_reduce(mass, Sum()) / warp_reduce(sum, Sum());
     const A factor = grad[row / batch] / (temperature * static_cast<A>(batch));
     for (int64_t m = lane(); m < prototypes; m += kWarp) {
-      const int64_t i = row * prototypes + m;
-      const A p = exp_of(load(scores + i) / temperature - logsumexp[row]);
-      store(out + i, factor * (p * mass - load(q + m)));
+      const A p = exp_of((load(s + m) - top) / temperature - logsumexp[row]);
+      store(out + row * prototypes + m, factor * (p * mass - load(q + m)));
     }
   }
 }
@@ -59,10 +69,12 @@ __global__ void prototype_loss_backward_codes_kernel(const A* grad, const T* sco
                                                      int64_t batch, int64_t prototypes,
                                                      A temperature) {
   for (int64_t row = global_warp(); row < rows; row += all_warps()) {
+    const T* s = scores + row * prototypes;
+    const A top = row_top<A>(s, prototypes);
     const A factor = -grad[row / batch] / static_cast<A>(batch);
     for (int64_t m = lane(); m < prototypes; m += kWarp) {
-      const int64_t i = row * prototypes + m;
-      store(out + i, factor * (load(scores + i) / temperature - logsumexp[row]));
+      store(out + row * prototypes + m,
+            factor * ((load(s + m) - top) / temperature - logsumexp[row]));
     }
   }
 }

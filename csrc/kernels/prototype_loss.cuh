@@ -5,7 +5,8 @@
 namespace crpt::cuda {
 
 // loss_l = -mean_b sum_m codes log softmax_m(scores / T): scores, codes [L, B, M] -> loss [L], all
-// of dtype; logsumexp [L, B] of scores / T and the scratch row_loss [L, B] have the compute type.
+// of dtype; logsumexp [L, B] of (scores - the row's largest) / T and the scratch row_loss [L, B]
+// have the compute type.
 cudaError_t launch_prototype_loss(Dtype dtype, const void* scores, const void* codes, void* loss,
                                   void* logsumexp, void* row_loss, int64_t items, int64_t batch,
                                   int64_t prototypes, double temperature, cudaStream_t stream);
