@@ -88,6 +88,30 @@ TEST_P(KnnDistance, NearlyEqualVectorsDoNotSufferCancellation) {
   }
 }
 
+// Products, and norms, beyond the largest float rule nothing out: the distances are below it.
+TEST_P(KnnDistance, OverflowingProductsHideNoNeighbour) {
+  const std::vector<float> keys = {1.8e19f, 0, 1.2e19f, 0, 1.8e19f, 2e18f};
+  for (const float query : {1.4e19f, 1.7e19f}) {
+    std::vector<float> sorted;
+    for (int q = 0; q < 3; ++q) {
+      sorted.push_back(std::hypot(keys[2 * q] - query, keys[2 * q + 1]));
+    }
+    std::sort(sorted.begin(), sorted.end());
+    for (int k = 1; k <= 3; ++k) {
+      const Found found = run(GetParam(), {query, 0}, keys, 1, 3, 2, k, tolerance_of(2));
+      EXPECT_NEAR(found.distance[0], sorted[k - 1], 1e-6 * sorted[k - 1]);
+    }
+  }
+  // The product with the first key, or its norm, overflows; the second is nearer.
+  EXPECT_EQ(
+      run(GetParam(), {1e19f, 0}, {3.5e19f, 0, 1.5e19f, 0}, 1, 2, 2, 1, tolerance_of(2)).index[0],
+      1);
+  EXPECT_EQ(run(GetParam(), {1.9e19f, 0}, {1.81e19f, 0, 1.79e19f, 0, 1.89e19f, 0}, 1, 3, 2, 1,
+                tolerance_of(2))
+                .index[0],
+            2);
+}
+
 TEST_P(KnnDistance, EqualKeysCountEach) {
   const std::vector<float> queries = {0, 0}, keys = {1, 0, 0, 1, 3, 0, 0, 0};
   const double expected[] = {0, 1, 1, 3};

@@ -72,50 +72,54 @@ inline A squared_distance(const A* x, const A* y, int64_t n) {
 
 constexpr int64_t kBlock = 64;  // keys looked at together
 
-// An upper bound of the k-th smallest |key|^2 - 2 <query, key>, the query's own error left out.
+// An upper bound of the k-th smallest |key|^2 / 2 - <query, key>, the query's own error left out.
+// `half_norms` are |key|^2 / 2: twice a dot may overflow where the distance does not. A dot that
+// has overflowed itself bounds nothing.
 template <typename A>
-A kth_upper_bound(const A* dots, const A* norms, int64_t count, A tolerance, Smallest<A>& best) {
+A kth_upper_bound(const A* dots, const A* half_norms, int64_t count, A tolerance,
+                  Smallest<A>& best) {
   A upper[kBlock];
   for (int64_t begin = 0; begin < count; begin += kBlock) {
     const int64_t n = count - begin < kBlock ? count - begin : kBlock;
     A least = __builtin_huge_val();
 #pragma omp simd reduction(min : least)
     for (int64_t i = 0; i < n; ++i) {
-      upper[i] = norms[begin + i] * (1 + tolerance) - 2 * dots[begin + i];
+      upper[i] = half_norms[begin + i] * (1 + tolerance) - dots[begin + i];
       least = upper[i] < least ? upper[i] : least;
     }
     if (best.full() && !(least < best.top())) continue;
     for (int64_t i = 0; i < n; ++i) {
-      if (upper[i] == upper[i]) best.offer(upper[i], begin + i);
+      if (upper[i] > -static_cast<A>(__builtin_huge_val())) best.offer(upper[i], begin + i);
     }
   }
   return best.full() ? best.top() : static_cast<A>(__builtin_huge_val());
 }
 
-// Keys whose lower bound of the same quantity does not exceed `limit`. Written so that NaN, which
-// bounds nothing, counts as a candidate.
+// Keys whose lower bound of the same quantity does not exceed `limit`. Written so that NaN and
+// infinity, which bound nothing, count as candidates.
 template <typename A>
-inline bool is_candidate(A dot, A norm, A tolerance, A limit) {
-  return !(norm * (1 - tolerance) - 2 * dot > limit);
+inline bool is_candidate(A dot, A half_norm, A tolerance, A limit) {
+  const A lower = half_norm * (1 - tolerance) - dot;
+  return !((lower > limit) & (lower < static_cast<A>(__builtin_huge_val())));
 }
 
 template <typename A>
-inline bool any_candidate(const A* dots, const A* norms, int64_t n, A tolerance, A limit) {
+inline bool any_candidate(const A* dots, const A* half_norms, int64_t n, A tolerance, A limit) {
   int count = 0;
 #pragma omp simd reduction(+ : count)
   for (int64_t i = 0; i < n; ++i)
-    count += is_candidate(dots[i], norms[i], tolerance, limit) ? 1 : 0;
+    count += is_candidate(dots[i], half_norms[i], tolerance, limit) ? 1 : 0;
   return count > 0;
 }
 
 template <typename A>
-void measure_candidates(const A* query, const A* keys, const A* dots, const A* norms, int64_t count,
-                        int64_t D, A tolerance, A limit, Smallest<A>& best) {
+void measure_candidates(const A* query, const A* keys, const A* dots, const A* half_norms,
+                        int64_t count, int64_t D, A tolerance, A limit, Smallest<A>& best) {
   for (int64_t begin = 0; begin < count; begin += kBlock) {
     const int64_t end = begin + kBlock < count ? begin + kBlock : count;
-    if (!any_candidate(dots + begin, norms + begin, end - begin, tolerance, limit)) continue;
+    if (!any_candidate(dots + begin, half_norms + begin, end - begin, tolerance, limit)) continue;
     for (int64_t q = begin; q < end; ++q) {
-      if (is_candidate(dots[q], norms[q], tolerance, limit)) {
+      if (is_candidate(dots[q], half_norms[q], tolerance, limit)) {
         best.offer(squared_distance(query, keys + q * D, D), q);
       }
     }
@@ -129,10 +133,10 @@ void typed(const KnnDistanceArgs& args) {
   const A* keys = static_cast<const A*>(args.keys);
   const A tolerance = static_cast<A>(args.tolerance);
   const int team = team_size(args.threads, args.batch * Q);
-  const Scratch<A> norms(Q), heap_values(2 * k * team);
+  const Scratch<A> half_norms(Q), heap_values(2 * k * team);
   const Scratch<int64_t> heap_indices(2 * k * team);
   parallel_for(Q, team_size(args.threads, Q * D),
-               [&](int64_t q) { norms.get()[q] = squared_norm(keys + q * D, D); });
+               [&](int64_t q) { half_norms.get()[q] = squared_norm(keys + q * D, D) / 2; });
   parallel_for(team, team, [&](int64_t worker) {
     A* values = heap_values.get() + worker * 2 * k;
     int64_t* indices = heap_indices.get() + worker * 2 * k;
@@ -140,9 +144,9 @@ void typed(const KnnDistanceArgs& args) {
       const A* query = queries + b * D;
       const A* dots = static_cast<const A*>(args.dots) + b * Q;
       Smallest<A> rough(values, indices, k), exact(values + k, indices + k, k);
-      const A query_error = 2 * tolerance * squared_norm(query, D);
-      const A limit = kth_upper_bound(dots, norms.get(), Q, tolerance, rough) + query_error;
-      measure_candidates(query, keys, dots, norms.get(), Q, D, tolerance, limit, exact);
+      const A query_error = tolerance * squared_norm(query, D);
+      const A limit = kth_upper_bound(dots, half_norms.get(), Q, tolerance, rough) + query_error;
+      measure_candidates(query, keys, dots, half_norms.get(), Q, D, tolerance, limit, exact);
       static_cast<A*>(args.distance)[b] = sqrt_of(exact.top());
       args.index[b] = exact.top_index();
     }
