@@ -161,7 +161,10 @@ void solve(const Problem<T>& p) {
   using A = Compute<T>;
   const Chunks chunks(p.B);
   const Range<A> range = score_range(p, chunks);
-  if (!range.has_nan && (range.high - range.low) / p.temperature <= static_cast<A>(kFastRange)) {
+  // The fast path multiplies by 1 / T, which overflows for the smallest T.
+  const bool finite = A(1) / p.temperature < static_cast<A>(__builtin_huge_val());
+  if (!range.has_nan && finite &&
+      (range.high - range.low) / p.temperature <= static_cast<A>(kFastRange)) {
     return solve_scaled(p, chunks, range.high);
   }
   const A lowest =
@@ -191,6 +194,9 @@ void sinkhorn_typed(const SinkhornArgs& args) {
   // same.
   const int team = team_size(args.threads, args.problems * size);
   const bool many = args.problems >= team;
+  // A temperature that is 0 in float is as good as the smallest one.
+  const A smallest = sizeof(A) == 8 ? static_cast<A>(0x1p-1074) : static_cast<A>(0x1p-149f);
+  const A given = static_cast<A>(args.temperature), temperature = given > 0 ? given : smallest;
   const int64_t workers = many ? team : 1;
   const ScratchSize<T> need(args.samples, args.prototypes);
   const Scratch<A> scratch(workers * need.total);
@@ -208,7 +214,7 @@ void sinkhorn_typed(const SinkhornArgs& args) {
           .ranges = reinterpret_cast<Range<A>*>(memory + need.total - need.ranges),
           .B = args.samples,
           .M = args.prototypes,
-          .temperature = static_cast<A>(args.temperature),
+          .temperature = temperature,
           .iterations = args.iterations,
           .threads = many ? 1 : team,
       };
