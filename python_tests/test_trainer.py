@@ -1,0 +1,101 @@
+"""One update of pre-training against the same update written out by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import small
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from crpt.ops import reference
+from crpt.pretrain import Trainer
+
+# No number is a default: one that is written into the code instead of read shows.
+CONFIG = replace(
+    small.PRETRAIN,
+    batch_size=12,
+    learning_rate=2e-3,
+    frame_stack=2,
+    shift_pad=2,
+    temperature=0.2,
+    sinkhorn_iterations=2,
+    target_rate=0.3,
+    intrinsic_weight=0.5,
+    intrinsic_offset=2.0,
+    embedding_norm="none",
+)
+BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
+
+
+@pytest.fixture(scope="module")
+def buffer(tmp_path_factory):
+    return small.dataset(tmp_path_factory.mktemp("data") / "dataset")
+
+
+def project(weights: dict[str, Tensor], pixels: Tensor) -> Tensor:
+    """g(f(pixels)) with the weights of an encoder's state."""
+    h = pixels
+    for i, stride in enumerate((2, 1, 1, 1)):
+        layer = f"convolutions.{2 * i}"
+        h = F.relu(F.conv2d(h, weights[f"{layer}.weight"], weights[f"{layer}.bias"], stride))
+    return F.linear(h.flatten(1), weights["projector.weight"], weights["projector.bias"])
+
+
+def predict(weights: dict[str, Tensor], x: Tensor) -> Tensor:
+    hidden = F.relu(F.linear(x, weights["predictor.0.weight"], weights["predictor.0.bias"]))
+    return F.linear(hidden, weights["predictor.2.weight"], weights["predictor.2.bias"])
+
+
+def part(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+
+
+def loss_by_hand(weights: dict[str, Tensor], obs: Tensor, next_obs: Tensor) -> Tensor:
+    c, c_fixed = weights["prototypes"], weights["prototypes"].detach()
+    s = F.normalize(predict(weights, project(part(weights, "online."), obs)), dim=-1)
+    t = F.normalize(project(part(weights, "target."), next_obs), dim=-1).detach()
+    codes = reference.sinkhorn(t @ c_fixed.T, 0.2, 2)
+    comparison = -(codes * (s @ c.T / 0.2).log_softmax(-1)).sum(-1).mean()
+    similarity = c_fixed @ c.T
+    ratio = similarity / (similarity.detach() + 2.0)
+    intrinsic = (ratio.sum() - ratio.diagonal().sum()) / len(c) ** 2
+    return comparison + 0.5 * intrinsic
+
+
+def test_updates_are_those_written_by_hand(buffer):
+    trainer = Trainer(CONFIG, buffer, seed=3, device=torch.device("cpu"))
+    weights = {k: v.clone() for k, v in trainer.model.state_dict().items() if v.numel()}
+    trained = [k for k in weights if not k.startswith("target.")]
+    first = {k: torch.zeros_like(weights[k]) for k in trained}
+    second = {k: torch.zeros_like(weights[k]) for k in trained}
+    generator = torch.Generator().set_state(trainer.generator.get_state())
+    options = {"frame_stack": 2, "pad": 2, "dtype": torch.float32, "generator": generator}
+
+    # The second update is the first with an Adam that remembers and a target that lags.
+    for step, domain in enumerate(("dot_blue", "dot_red"), start=1):
+        losses = trainer.update((domain,))
+
+        batch = buffer.sample(domain, 12, **options)
+        weights["prototypes"] = F.normalize(weights["prototypes"], dim=-1)
+        for k in trained:
+            weights[k].requires_grad_()
+        loss = loss_by_hand(weights, batch.obs, batch.next_obs)
+        gradients = torch.autograd.grad(loss, [weights[k] for k in trained])
+        for k, g in zip(trained, gradients, strict=True):
+            first[k] = BETA_1 * first[k] + (1 - BETA_1) * g
+            second[k] = BETA_2 * second[k] + (1 - BETA_2) * g**2
+            m_hat = first[k] / (1 - BETA_1**step)
+            v_hat = second[k] / (1 - BETA_2**step)
+            weights[k] = weights[k].detach() - 2e-3 * m_hat / (v_hat.sqrt() + EPSILON)
+        for k, online in part(weights, "online.").items():
+            weights[f"target.{k}"] = 0.7 * weights[f"target.{k}"] + 0.3 * online
+
+        torch.testing.assert_close(losses.total.detach(), loss.detach(), atol=1e-5, rtol=0)
+        state = trainer.model.state_dict()
+        for k, expected in weights.items():
+            # On the mean: Adam divides a gradient by its own size, so where that is next to nothing
+            # one weight may take a step of another sign. A wrong update is off by 1e-4 and more.
+            assert (state[k] - expected).abs().mean() < 1e-6, (step, k)
