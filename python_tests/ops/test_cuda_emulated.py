@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,6 +20,7 @@ from typing import Any
 import pybind11
 import pytest
 import torch
+from cmake import CMAKE_BIN_DIR
 from operator_samples import Sample
 from test_common import (
     MOVES_ONLY,
@@ -41,11 +44,14 @@ EMULATION = Path(__file__).parents[2] / "cpp_tests" / "cuda_emulation"
 def emulated(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     """The module crpt._cuda, compiled as C++ for the emulated device."""
     build = tmp_path_factory.mktemp("cuda_emulation")
+    # The one from PyPI that the extra `test` installs, whether or not its environment is active.
+    cmake = shutil.which("cmake", path=CMAKE_BIN_DIR)
+    assert cmake
     configure = (
-        *("cmake", "-S", EMULATION, "-B", build, "-DCMAKE_BUILD_TYPE=Release"),
+        *(cmake, "-S", EMULATION, "-B", build, "-DCMAKE_BUILD_TYPE=Release"),
         *(f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"),
     )
-    for command in (configure, ("cmake", "--build", build, "--parallel", "2")):
+    for command in (configure, (cmake, "--build", build, "--parallel", "2")):
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
     (path,) = build.glob("_cuda*.so")
@@ -70,9 +76,28 @@ def test_every_operator_has_a_cuda_function_with_the_arguments_of_its_schema() -
         assert list(inspect.signature(function).parameters) == [a.name for a in parsed.arguments]
 
 
-def test_available_only_with_kernels_and_a_torch_that_has_cuda() -> None:
-    built = importlib.util.find_spec("crpt._cuda") is not None
-    assert (built and torch.version.cuda is not None) is cuda.AVAILABLE
+def test_available_only_with_kernels_and_a_torch_that_has_cuda(
+    emulated: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setitem(sys.modules, "crpt._cuda", emulated)
+    assert cuda._load() is emulated
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert cuda._load() is None
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(importlib, "import_module", missing("crpt._cuda"))
+    assert cuda._load() is None
+    # Kernels that are there and do not load are an error, not an installation without kernels.
+    monkeypatch.setattr(importlib, "import_module", missing("libcudart"))
+    with pytest.raises(ModuleNotFoundError):
+        cuda._load()
+
+
+def missing(module: str) -> Callable[[str], ModuleType]:
+    def import_module(name: str) -> ModuleType:
+        raise ModuleNotFoundError(f"No module named {module!r}", name=module)
+
+    return import_module
 
 
 class OnEmulatedDevice(TorchDispatchMode):
