@@ -109,6 +109,30 @@ TEST_P(FrameStack, CastsToTheNearestFloat) {
   EXPECT_EQ(std::count(seen.begin(), seen.end(), 1), 256);
 }
 
+// Enough pixels that three threads do start; rows with a stride use a buffer of each thread.
+TEST_P(FrameStack, BitsDoNotDependOnThreads) {
+  const int64_t H = 61, W = 67, pixels = kN * kC * H * W;
+  std::vector<uint8_t> frames(pixels);
+  for (size_t i = 0; i < frames.size(); ++i) frames[i] = static_cast<uint8_t>(i * 97 + i / 256);
+  const auto stacked = [&](bool channels_last, int threads) {
+    std::vector<float> out(kB * kK * kC * H * W, 42.0f);
+    FrameStackArgs args = arguments(frames, out.data());
+    args.height = H;
+    args.width = W;
+    args.stride_n = kC * H * W;
+    args.stride_c = channels_last ? 1 : H * W;
+    args.stride_h = channels_last ? kC * W : W;
+    args.stride_w = channels_last ? kC : 1;
+    args.out_bytes = 4;
+    args.threads = threads;
+    EXPECT_EQ(CRPT_AT(GetParam(), frame_stack)(args).argument, nullptr);
+    return out;
+  };
+  for (const bool channels_last : {false, true}) {
+    EXPECT_EQ(stacked(channels_last, 3), stacked(channels_last, 1));
+  }
+}
+
 TEST_P(FrameStack, NamesTheValueThatIsOutOfRange) {
   const auto frames = make_frames();
   std::vector<uint8_t> out(kB * kK * kC * kH * kW, 42);

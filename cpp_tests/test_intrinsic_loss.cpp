@@ -1,3 +1,5 @@
+#include <utility>
+
 #include "kernels/intrinsic_loss.h"
 #include "levels.h"
 
@@ -45,6 +47,24 @@ TEST_P(IntrinsicLoss, WeightsAndLossMatchTheDefinition) {
       ASSERT_NEAR(loss32[p], exact, 2e-7);
     }
   }
+}
+
+// Enough elements that three threads do start.
+TEST_P(IntrinsicLoss, BitsDoNotDependOnThreads) {
+  const int P = 3, M = 181;
+  const auto s = testing::as<float>(uniform(P * M * M, 4, -1, 1));
+  const auto computed = [&](int threads) {
+    std::pair got{s, std::vector<float>(P)};
+    CRPT_AT(GetParam(), intrinsic_loss)({.weights = got.first.data(),
+                                         .loss = got.second.data(),
+                                         .dtype = DType::f32,
+                                         .problems = P,
+                                         .prototypes = M,
+                                         .offset = 1.5,
+                                         .threads = threads});
+    return got;
+  };
+  EXPECT_EQ(computed(3), computed(1));
 }
 
 }  // namespace

@@ -112,6 +112,35 @@ TEST_P(KnnDistance, OverflowingProductsHideNoNeighbour) {
             2);
 }
 
+// Enough elements that three threads do start.
+TEST_P(KnnDistance, BitsDoNotDependOnThreads) {
+  const int B = 150, Q = 700, D = 64;
+  const auto queries = testing::as<float>(uniform(B * D, 1, -1, 1));
+  const auto keys = testing::as<float>(uniform(Q * D, 2, -1, 1));
+  const auto grad = testing::as<float>(uniform(B, 3, -1, 1));
+  const Found one = run(GetParam(), queries, keys, B, Q, D, 3, tolerance_of(D));
+  const Found three = run(GetParam(), queries, keys, B, Q, D, 3, tolerance_of(D), 3);
+  EXPECT_EQ(three.distance, one.distance);
+  EXPECT_EQ(three.index, one.index);
+  const auto gradients = [&](int threads) {
+    std::pair got{std::vector<float>(B * D, 42.0f), std::vector<float>(Q * D, 42.0f)};
+    CRPT_AT(GetParam(), knn_distance_backward)({.grad = grad.data(),
+                                                .queries = queries.data(),
+                                                .keys = keys.data(),
+                                                .distance = one.distance.data(),
+                                                .index = one.index.data(),
+                                                .grad_queries = got.first.data(),
+                                                .grad_keys = got.second.data(),
+                                                .dtype = DType::f32,
+                                                .batch = B,
+                                                .count = Q,
+                                                .dim = D,
+                                                .threads = threads});
+    return got;
+  };
+  EXPECT_EQ(gradients(3), gradients(1));
+}
+
 TEST_P(KnnDistance, EqualKeysCountEach) {
   const std::vector<float> queries = {0, 0}, keys = {1, 0, 0, 1, 3, 0, 0, 0};
   const double expected[] = {0, 1, 1, 3};

@@ -210,5 +210,17 @@ TEST_P(PrototypeLoss, TheLargestScoresAreNotNan) {
   EXPECT_NEAR(got.codes[2], std::log(2) / 2, 1e-6);
 }
 
+// Enough elements that three threads do start.
+TEST_P(PrototypeLoss, BitsDoNotDependOnThreads) {
+  const int64_t B = 301, M = 173;
+  const auto scores = testing::as<float>(coarse(B * M, 5));
+  const auto codes = testing::as<float>(uniform(B * M, 6, 0, 1));
+  const Gradients one = float_gradients(GetParam(), scores, codes, B, M, 0.1);
+  const Gradients three = float_gradients(GetParam(), scores, codes, B, M, 0.1, 3);
+  EXPECT_EQ(three.loss, one.loss);
+  EXPECT_EQ(three.scores, one.scores);
+  EXPECT_EQ(three.codes, one.codes);
+}
+
 }  // namespace
 }  // namespace crpt

@@ -70,6 +70,40 @@ TEST_P(RandomShift, BackwardIsTheAdjoint) {
   ASSERT_EQ(got, expected);
 }
 
+// Enough pixels that three threads do start.
+TEST_P(RandomShift, BitsDoNotDependOnThreads) {
+  const int64_t planes = 9, H = 43, W = 47;
+  std::vector<float> images(kB * planes * H * W);
+  for (size_t i = 0; i < images.size(); ++i) images[i] = static_cast<float>(i % 1009) / 1009.0f;
+  const auto moved = [&](bool backward, int threads) {
+    std::vector<float> out(images.size(), 42.0f);
+    const BadValue bad =
+        backward ? CRPT_AT(GetParam(), random_shift_backward)({.grad = images.data(),
+                                                               .grad_images = out.data(),
+                                                               .shifts = kShifts.data(),
+                                                               .dtype = DType::f32,
+                                                               .batch = kB,
+                                                               .planes = planes,
+                                                               .height = H,
+                                                               .width = W,
+                                                               .pad = kPad,
+                                                               .threads = threads})
+                 : CRPT_AT(GetParam(), random_shift)({.images = images.data(),
+                                                      .out = out.data(),
+                                                      .shifts = kShifts.data(),
+                                                      .batch = kB,
+                                                      .planes = planes,
+                                                      .height = H,
+                                                      .width = W,
+                                                      .pixel_bytes = 4,
+                                                      .pad = kPad,
+                                                      .threads = threads});
+    EXPECT_EQ(bad.argument, nullptr);
+    return out;
+  };
+  for (const bool backward : {false, true}) EXPECT_EQ(moved(backward, 3), moved(backward, 1));
+}
+
 TEST_P(RandomShift, NamesTheShiftThatIsOutOfRange) {
   auto shifts = kShifts;
   shifts[9] = kPad + 1;

@@ -65,6 +65,35 @@ TEST_P(RowNormalize, GradientMatchesFiniteDifferences) {
   }
 }
 
+// Enough elements that three threads do start.
+TEST_P(RowNormalize, BitsDoNotDependOnThreads) {
+  const int64_t R = 501, D = 129;
+  const auto rows = testing::as<float>(coarse(R * D, 1)),
+             grad = testing::as<float>(coarse(R * D, 2));
+  const auto computed = [&](int threads) {
+    std::vector<std::vector<float>> got = {std::vector<float>(R * D, 42.0f),
+                                           std::vector<float>(R, 42.0f),
+                                           std::vector<float>(R * D, 42.0f)};
+    CRPT_AT(GetParam(), row_normalize)({.rows = rows.data(),
+                                        .unit = got[0].data(),
+                                        .norm = got[1].data(),
+                                        .dtype = DType::f32,
+                                        .count = R,
+                                        .dim = D,
+                                        .threads = threads});
+    CRPT_AT(GetParam(), row_normalize_backward)({.grad = grad.data(),
+                                                 .unit = got[0].data(),
+                                                 .norm = got[1].data(),
+                                                 .grad_rows = got[2].data(),
+                                                 .dtype = DType::f32,
+                                                 .count = R,
+                                                 .dim = D,
+                                                 .threads = threads});
+    return got;
+  };
+  EXPECT_EQ(computed(3), computed(1));
+}
+
 TEST_P(RowNormalize, BelowTheShortestLengthTheDivisorIsConstant) {
   const double unit[2] = {0, 0}, norm[1] = {0}, grad[2] = {3, -4};
   double got[2];

@@ -118,5 +118,25 @@ TEST_P(Sinkhorn, BitsDoNotDependOnThreadsOrOnTheBatch) {
   ASSERT_TRUE(std::equal(alone.begin(), alone.end(), one.begin() + B * M));
 }
 
+// One problem on a whole team, on both paths, and wide enough that the sums of its prototypes are
+// shared out too; in bfloat16, where codes and scratch are different memory, as well.
+TEST_P(Sinkhorn, BitsDoNotDependOnThreadsWithinOneProblem) {
+  const int B = 300, M = 4000;
+  const auto scores = coarse(B * M, 12);
+  const auto scores32 = testing::as<float>(scores);
+  const auto scores16 = testing::as_bf16(scores);
+  for (const double T : {0.1, 0.01}) {
+    const auto one = run<float>(GetParam(), scores32, DType::f32, 1, B, M, T, 2, 1);
+    ASSERT_EQ(run<float>(GetParam(), scores32, DType::f32, 1, B, M, T, 2, 3), one);
+    const auto one16 = run<BFloat16>(GetParam(), scores16, DType::bf16, 1, B, M, T, 2, 1);
+    const auto three16 = run<BFloat16>(GetParam(), scores16, DType::bf16, 1, B, M, T, 2, 3);
+    ASSERT_TRUE(std::equal(one16.begin(), one16.end(), three16.begin(),
+                           [](BFloat16 a, BFloat16 b) { return a.bits == b.bits; }));
+    double sum = 0;
+    for (const float code : one) sum += code;
+    ASSERT_NEAR(sum, B, 1e-2);
+  }
+}
+
 }  // namespace
 }  // namespace crpt
