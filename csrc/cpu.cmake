@@ -31,8 +31,8 @@ endfunction()
 
 crpt_add_level(baseline)
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
-  crpt_add_level(avx2 -mavx2 -mfma -mf16c)
-  crpt_add_level(avx512 -mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512dq -mavx512vl
+  crpt_add_level(avx2 -mavx2 -mfma)
+  crpt_add_level(avx512 -mavx2 -mfma -mavx512f -mavx512bw -mavx512dq -mavx512vl
                  -mprefer-vector-width=512)
 endif()
 
