@@ -6,6 +6,7 @@ from numbers import Integral, Real
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from crpt.ops import cuda
 
@@ -22,6 +23,11 @@ def tensor(name: str, value: object) -> None:
         if value.device.type == "cuda":
             hint = " (this installation of crpt has no CUDA kernels: see `python -m crpt.doctor`)"
         raise ValueError(f"{name} should be on {' or '.join(DEVICES)}, got {value.device}{hint}")
+    # torch would give an operator's result a tangent of zero, without a word.
+    if forward_ad.unpack_dual(value).tangent is not None:
+        raise NotImplementedError(
+            f"{name} should have no tangent: forward-mode derivatives are not supported"
+        )
 
 
 def real(name: str, value: object) -> float:
