@@ -1,3 +1,7 @@
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <cstdio>
 #include <cstdlib>
 #include <stdexcept>
 
@@ -47,6 +51,32 @@ TEST(Dispatch, RunParallelVisitsEveryIndexOnce) {
     EXPECT_EQ(visits, std::vector<int>(1000, 1));
   }
 }
+
+// Nobody answers for libgomp or for a sanitizer's own threads and memory.
+#if defined(__linux__) && !defined(_OPENMP) && !defined(__SANITIZE_ADDRESS__) && \
+    !defined(__SANITIZE_THREAD__)
+TEST(Dispatch, RunParallelDoesItAllWhereNoThreadStarts) {
+  const auto without_memory = [] {
+    long pages = 0;
+    FILE* statm = std::fopen("/proc/self/statm", "r");
+    if (statm == nullptr || std::fscanf(statm, "%ld", &pages) != 1) std::exit(2);
+    std::fclose(statm);
+    std::vector<int> visits(100000, 0);
+    // Room for about one stack.
+    const rlim_t room = static_cast<rlim_t>(pages) * sysconf(_SC_PAGESIZE) + (12u << 20);
+    const rlimit limit{room, room};
+    if (setrlimit(RLIMIT_AS, &limit) != 0) std::exit(3);
+    run_parallel(
+        100000, 16,
+        [](const void* context, int64_t i) {
+          const_cast<int*>(static_cast<const int*>(context))[i] += 1;
+        },
+        visits.data());
+    std::exit(visits == std::vector<int>(visits.size(), 1) ? 0 : 1);
+  };
+  EXPECT_EXIT(without_memory(), ::testing::ExitedWithCode(0), "");
+}
+#endif
 
 }  // namespace
 }  // namespace crpt

@@ -2,6 +2,7 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <exception>
 #include <new>
 #include <stdexcept>
 #include <string>
@@ -75,7 +76,7 @@ void* allocate(size_t bytes) {
   return memory;
 }
 
-void release(void* memory) { std::free(memory); }
+void release(void* memory) noexcept { std::free(memory); }
 
 void run_parallel(int64_t n, int threads, void (*body)(const void*, int64_t), const void* context) {
 #if defined(_OPENMP)
@@ -88,7 +89,13 @@ void run_parallel(int64_t n, int threads, void (*body)(const void*, int64_t), co
     for (int64_t i = worker * n / team; i < (worker + 1) * n / team; ++i) body(context, i);
   };
   std::vector<std::thread> helpers;
-  for (int64_t worker = 1; worker < team; ++worker) helpers.emplace_back(share, worker);
+  int64_t worker = 1;
+  try {
+    for (; worker < team; ++worker) helpers.emplace_back(share, worker);
+  } catch (const std::exception&) {
+    // The system has no more threads, or no memory for one: this thread does what is left.
+  }
+  for (; worker < team; ++worker) share(worker);
   share(0);
   for (std::thread& helper : helpers) helper.join();
 #endif

@@ -37,7 +37,7 @@ struct BadValue {
 
 // Aligned scratch memory; throws std::bad_alloc. Kernels allocate before they start threads.
 void* allocate(size_t bytes);
-void release(void* memory);
+void release(void* memory) noexcept;
 
 // body(context, i) for i in [0, n), on `threads` threads; returns when all are done. body must not
 // throw.
