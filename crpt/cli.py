@@ -43,10 +43,13 @@ def main(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     preset, seed = _scan(sys.argv[1:], "paper" if device == "cuda" else "quick")
     defaults = make_arguments(preset, Path("runs") / f"{preset}-seed{seed}", device)
-    arguments = tyro.cli(
-        type(defaults), prog=f"python -m crpt.{name}", default=defaults, description=command.__doc__
-    )
     try:
+        arguments = tyro.cli(
+            type(defaults),
+            prog=f"python -m crpt.{name}",
+            default=defaults,
+            description=command.__doc__,
+        )
         with RunDirectory(arguments.run_dir).exclusive():
             command(arguments)
     except (Interrupted, KeyboardInterrupt) as error:
@@ -64,12 +67,17 @@ def context(
     arguments: Common, *, dataset: Path | None = None, encoder: Path | None = None
 ) -> Context:
     """The stages' view of the arguments."""
-    device = torch.device(arguments.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
+    try:
+        device = torch.device(arguments.device)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError("not one of them")
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch's, for names and missing devices
         raise ValueError(
-            f"device should be one that torch can use, got {arguments.device}; cuda is not "
-            "available here"
-        )
+            f"device should be cpu, or a cuda device that torch finds here, got {arguments.device}"
+        ) from error
+    if arguments.seed < 0:
+        raise ValueError(f"seed should be at least 0, got {arguments.seed}")
     return Context(
         RunDirectory(arguments.run_dir),
         arguments.seed,

@@ -118,6 +118,10 @@ def _open(config: CollectConfig, dataset: Path, seed: int) -> ReplayBuffer:
         return ReplayBuffer.create(dataset, {}, {**settings, "versions": _versions()})
     buffer = ReplayBuffer.open(dataset)
     different = _differences(buffer.metadata, settings)
+    if different and not buffer.domains:
+        # A first attempt that recorded nothing, with a mistyped name say, binds nobody.
+        (dataset / "dataset.json").unlink()
+        return _open(config, dataset, seed)
     if different:
         raise DatasetMismatchError(
             f"{dataset} was collected with other settings ({different}): "

@@ -59,21 +59,19 @@ class PretrainArguments(cli.Common):
 class ProbeArguments(cli.Common):
     config: OmitArgPrefixes[ProbeConfig] = ProbeConfig()
     encoder: Path | None = None
-    """Directory of the encoder to probe; none: RUN_DIR/encoder."""
+    """Directory of an encoder, copied to RUN_DIR/encoder; none: the one that is there."""
 
 
 @dataclass(frozen=True)
 class FinetuneArguments(cli.Common):
     config: OmitArgPrefixes[FinetuneConfig] = FinetuneConfig()
     encoder: Path | None = None
-    """Directory of the frozen encoder; none: RUN_DIR/encoder."""
+    """Directory of an encoder, copied to RUN_DIR/encoder; none: the one that is there."""
 
 
 @dataclass(frozen=True)
 class EvaluateArguments(cli.Common):
     config: OmitArgPrefixes[EvaluateConfig] = EvaluateConfig()
-    encoder: Path | None = None
-    """Directory of the frozen encoder; none: RUN_DIR/encoder."""
 
 
 def train_command(arguments: TrainArguments) -> None:
@@ -82,13 +80,12 @@ def train_command(arguments: TrainArguments) -> None:
     context = cli.context(arguments)
     print(f"preset {arguments.preset}, seed {context.seed}, {context.device}, {context.run.path}")
     print(train(context, arguments.config))
-    print(f"\nDone in {time.monotonic() - begun:.0f} s; everything is in {context.run.path}")
+    print(f"\nThis call took {time.monotonic() - begun:.0f} s; everything is in {context.run.path}")
 
 
 def collect_command(arguments: CollectArguments) -> None:
     """Record uniform random play in every domain into one dataset."""
     context = cli.context(arguments, dataset=arguments.dataset)
-    context.run.claim({"seed": context.seed, "collect": arguments.config})
     buffer = collect_stage(context, arguments.config)
     for domain in buffer.domains:
         print(f"{domain}: {buffer.num_transitions(domain)} transitions in {context.dataset_dir}")
@@ -97,31 +94,30 @@ def collect_command(arguments: CollectArguments) -> None:
 def pretrain_command(arguments: PretrainArguments) -> None:
     """Pre-train the encoder on a dataset of random play."""
     context = cli.context(arguments, dataset=arguments.dataset)
-    context.run.claim({"seed": context.seed, "pretrain": arguments.config})
     pretrain_stage(context, arguments.config)
-    print(f"encoder in {context.encoder_dir}")
+    print(f"encoder in {context.run.encoder_dir}")
 
 
 def probe_command(arguments: ProbeArguments) -> None:
     """Measure what the frozen encoder knows of the simulator's state, beside the same encoder at
     init."""
     context = cli.context(arguments, encoder=arguments.encoder)
-    context.run.claim({"seed": context.seed, "probe": arguments.config})
     print(probe_table(probe_stage(context, arguments.config)))
 
 
 def finetune_command(arguments: FinetuneArguments) -> None:
     """Train SAC on the frozen encoder's features of one task."""
     context = cli.context(arguments, encoder=arguments.encoder)
-    context.run.claim({"seed": context.seed, "finetune": arguments.config})
     finetune_stage(context, arguments.config)
-    print(f"agent in {context.run.checkpoint_dir}")
+    print(
+        f"agent in {context.run.checkpoint_dir}; "
+        f"compare it with random actions: python -m crpt.evaluate --run-dir {context.run.path}"
+    )
 
 
 def evaluate_command(arguments: EvaluateArguments) -> None:
     """Compare the fine-tuned policy with uniform random actions."""
-    context = cli.context(arguments, encoder=arguments.encoder)
-    context.run.claim({"seed": context.seed, "evaluate": arguments.config})
+    context = cli.context(arguments)
     finetuned = context.run.read_config().get("finetune")
     if finetuned is None:
         raise StageOrderError(

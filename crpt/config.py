@@ -6,11 +6,42 @@ named differences from them (`PRESETS`); nothing changes a config after it was b
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 RESUMABLE: dict[str, Any] = {"resumable": True}
 """Marks a field that may change when a run goes on: it says how, not what."""
+
+
+def _check_choices(config: Any) -> None:
+    """Fields with a Literal type have one of its values, also where no command line saw to it."""
+    for name, kind in get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if get_origin(kind) is Literal and value not in get_args(kind):
+            choices = ", ".join(map(str, get_args(kind)))
+            raise ValueError(f"{name} should be one of {choices}, got {value!r}")
+
+
+def _check_least(config: Any, **least: float) -> None:
+    for name, bound in least.items():
+        value = getattr(config, name)
+        if value is not None and not bound <= value < math.inf:
+            raise ValueError(f"{name} should be at least {bound}, got {value}")
+
+
+def _check_positive(config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name} should be greater than 0, got {value}")
+
+
+def _check_rates(config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} should be in [0, 1], got {value}")
 
 
 @dataclass(frozen=True)
@@ -33,6 +64,16 @@ class CollectConfig:
     in software, other pixels."""
     workers: int = field(default=0, metadata=RESUMABLE)
     """Processes; 0: one per core, at most one per domain. The data does not depend on it."""
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        if len(self.domains) == 0 or len(set(self.domains)) != len(self.domains):
+            raise ValueError(
+                f"domains should be one or more different names, got {list(self.domains)}"
+            )
+        _check_least(
+            self, transitions=1, episode_length=1, action_repeat=1, image_size=1, workers=0
+        )
 
 
 @dataclass(frozen=True)
@@ -80,6 +121,25 @@ class PretrainConfig:
     """Rounds between two lines of metrics."""
     checkpoint_every: int = field(default=500, metadata=RESUMABLE)
     """Rounds between two checkpoints."""
+
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        _check_least(
+            self,
+            rounds=1,
+            batch_size=2 if self.embedding_norm == "batch" else 1,
+            frame_stack=1,
+            shift_pad=0,
+            projection_dim=1,
+            predictor_hidden=1,
+            prototypes=3 if self.intrinsic == "knn" else 1,
+            sinkhorn_iterations=0,
+            intrinsic_weight=0,
+            log_every=1,
+            checkpoint_every=1,
+        )
+        _check_positive(self, "learning_rate", "temperature", "intrinsic_offset")
+        _check_rates(self, "target_rate")
 
 
 @dataclass(frozen=True)
@@ -138,13 +198,45 @@ class FinetuneConfig:
     """Agent steps between two checkpoints; one is written at the end of the episode that passes
     them."""
 
+    def __post_init__(self) -> None:
+        _check_choices(self)
+        _check_least(
+            self,
+            agent_steps=1,
+            random_steps=0,
+            action_repeat=1,
+            batch_size=1,
+            replay_capacity=1,
+            shift_pad=0,
+            trunk_dim=1,
+            hidden_dim=1,
+            actor_every=1,
+            target_every=1,
+            intrinsic_reward=0,
+            queue_size=3,
+            evaluate_every=1,
+            evaluate_episodes=1,
+            log_every=1,
+            checkpoint_every=1,
+        )
+        _check_positive(self, "initial_temperature", "learning_rate")
+        _check_rates(self, "discount", "target_rate")
+        if self.random_steps >= self.agent_steps:
+            raise ValueError(
+                f"random_steps should be less than agent_steps, {self.agent_steps}, or nothing is "
+                f"learned, got {self.random_steps}"
+            )
+
 
 @dataclass(frozen=True)
 class EvaluateConfig:
     """The fine-tuned policy beside uniform random actions, on seeds of their own."""
 
-    episodes: int = 10
+    episodes: int = field(default=10, metadata=RESUMABLE)
     """Episodes of each."""
+
+    def __post_init__(self) -> None:
+        _check_least(self, episodes=1)
 
 
 @dataclass(frozen=True)
@@ -161,6 +253,13 @@ class ProbeConfig:
     """Parts into which the episodes are split; each is predicted by a probe fitted on the
     others."""
 
+    def __post_init__(self) -> None:
+        _check_least(self, episodes=3, episode_length=1, folds=2)
+        if self.folds > self.episodes:
+            raise ValueError(
+                f"folds should be at most the number of episodes, {self.episodes}, got {self.folds}"
+            )
+
 
 @dataclass(frozen=True)
 class Stages:
@@ -171,6 +270,23 @@ class Stages:
     probe: ProbeConfig = ProbeConfig()
     finetune: FinetuneConfig = FinetuneConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+
+    def __post_init__(self) -> None:
+        if self.pretrain.batches == "mixed" and self.pretrain.batch_size < len(
+            self.collect.domains
+        ):
+            raise ValueError(
+                "pretrain.batch_size should be at least the number of domains with mixed batches, "
+                f"{len(self.collect.domains)}, got {self.pretrain.batch_size}"
+            )
+        if (
+            self.finetune.intrinsic_reward > 0
+            and self.finetune.queue_size < self.pretrain.prototypes
+        ):
+            raise ValueError(
+                "finetune.queue_size should be at least the number of prototypes, "
+                f"{self.pretrain.prototypes}, got {self.finetune.queue_size}"
+            )
 
 
 Preset = Literal["quick", "paper"]

@@ -20,9 +20,22 @@ import torch
 
 from crpt.files import replace_file
 
+STAGE_LEAVES = {
+    "collect": "dataset/*/cursor",
+    "pretrain": "checkpoints/pretrain.pt",
+    "probe": "probe.json",
+    "finetune": "checkpoints/finetune.pt",
+    "evaluate": "evaluation.json",
+}
+"""The file by which a stage's config section (and its input's) becomes binding."""
+
 
 class ConfigMismatchError(ValueError):
     """A run directory was opened with another config than the one it was begun with."""
+
+
+class RunFileError(ValueError):
+    """A file of the run directory that is not what crpt wrote."""
 
 
 class RunDirectoryBusyError(RuntimeError):
@@ -42,7 +55,6 @@ class RunDirectory:
         self.metrics_file = self.path / "metrics.jsonl"
         self.encoder_dir = self.path / "encoder"
         self.checkpoint_dir = self.path / "checkpoints"
-        self.dataset_dir = self.path / "dataset"
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -69,29 +81,42 @@ class RunDirectory:
             ) from error
         return config
 
-    def claim(self, sections: dict[str, Any]) -> None:
-        """Write down `sections` (name -> dataclass or value), or check them against what is there.
+    def check(self, sections: dict[str, Any]) -> None:
+        """Compare `sections` (name -> dataclass or value) with those of stages that left something.
 
         Raises ConfigMismatchError with every field that differs. Fields marked
-        `metadata={"resumable": True}` may change between runs: they say how, not what.
+        `metadata={"resumable": True}` may change between runs: they say how, not what. A stage
+        whose first attempt failed and left nothing binds nobody.
         """
+        present = {k: v for k, v in self.read_config().items() if self._binding(k)}
         wanted = {name: _plain(section) for name, section in sections.items()}
-        present = self.read_config()
+        free = _free_fields(sections)
         differing = [
             f"  {name}: {was!r} -> {now!r}"
             for name, (was, now) in sorted(_differences(present, wanted).items())
-            if name not in _free_fields(sections)
+            if name not in free
         ]
         if differing:
             raise ConfigMismatchError(
-                f"{self.path} was begun with another config; these fields differ (there -> asked "
-                "for):\n"
-                + "\n".join(differing)
-                + "\nAsk for the same config to go on, or choose another --run-dir."
+                f"{self.path} was begun with another config; these fields differ "
+                "(there -> asked for):\n" + "\n".join(differing) + "\nAsk for the same config to "
+                "go on, choose another --run-dir, or delete this one."
             )
+
+    def claim(self, sections: dict[str, Any]) -> None:
+        """`check`, then write the sections down: they are what the run is from now on."""
+        self.check(sections)
         self.path.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(present | wanted, indent=2) + "\n"
+        config = self.read_config() | {name: _plain(section) for name, section in sections.items()}
+        text = json.dumps(config, indent=2) + "\n"
         replace_file(self.config_file, lambda path: path.write_text(text))
+
+    def _binding(self, section: str) -> bool:
+        """Whether what this section describes has left something."""
+        stage = section.removesuffix("_input")
+        if stage in STAGE_LEAVES:
+            return any(self.path.glob(STAGE_LEAVES[stage]))
+        return any(self._binding(stage) for stage in STAGE_LEAVES)
 
     def log(self, stage: str, step: int, **values: float | int | str | None) -> None:
         """Append one line to metrics.jsonl."""
@@ -109,6 +134,11 @@ class RunDirectory:
                     line = json.loads(text)
                 except ValueError:
                     continue  # a line cut short by a kill
+                if not (isinstance(line, dict) and {"stage", "step"} <= line.keys()):
+                    raise RunFileError(
+                        f"{self.metrics_file} should have a stage and a step in every line, "
+                        f"got {text[:80]!r}"
+                    )
                 if stage is None or line["stage"] == stage:
                     lines.append(line)
         return lines
@@ -147,7 +177,14 @@ class RunDirectory:
     def read_json(self, name: str) -> Any:
         """The content of NAME, or None where it is not there yet."""
         path = self.path / name
-        return json.loads(path.read_text()) if path.exists() else None
+        if not path.exists():
+            return None
+        try:
+            return json.loads(path.read_text())
+        except ValueError as error:
+            raise RunFileError(
+                f"{path} is not readable JSON ({error}); delete it to measure again"
+            ) from error
 
 
 def _plain(value: Any) -> Any:
@@ -158,8 +195,7 @@ def _plain(value: Any) -> Any:
 
 
 def _differences(present: Any, wanted: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
-    """Fields that both have, or that one lacks inside a section that both have, with their two
-    values."""
+    """Fields that both have, or that one lacks in a section of both, with their two values."""
     if not (isinstance(present, dict) and isinstance(wanted, dict)):
         return {} if present == wanted else {prefix: (present, wanted)}
     names = present.keys() | wanted.keys() if prefix else present.keys() & wanted.keys()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
+import torch
 
 from crpt import envs
 from crpt.collect import collect
@@ -21,14 +22,16 @@ from crpt.config import (
     PretrainConfig,
     ProbeConfig,
 )
-from crpt.encoder import Encoder, has_encoder, initial_encoder
-from crpt.evaluate import episode_seed, evaluate_policy, random_policy, summary
+from crpt.encoder import Encoder, EncoderFileError, has_encoder, initial_encoder
+from crpt.evaluate import episode_seed as stream_seed
+from crpt.evaluate import evaluate_policy, random_policy, summary
 from crpt.finetune import STAGE as FINETUNE
 from crpt.finetune import finetune, trained_policy
+from crpt.pretrain import STAGE as PRETRAIN
 from crpt.pretrain import pretrain
 from crpt.probe import probe, to_json
 from crpt.replay import ReplayBuffer
-from crpt.run_directory import RunDirectory
+from crpt.run_directory import ConfigMismatchError, RunDirectory
 
 # Streams of a run's seed for what is measured, apart from what is trained on.
 PROBE_STREAM, EVALUATE_STREAM, FINETUNE_STREAM = 1, 2, 3
@@ -53,19 +56,31 @@ class Context:
     dataset: Path | None = None
     """Where the random play is; none: in the run directory."""
     encoder: Path | None = None
-    """The frozen encoder to use; none: the run directory's own."""
+    """An encoder to adopt into the run directory; none: it is there, or is about to be trained."""
 
     @property
     def dataset_dir(self) -> Path:
         return self.dataset or self.run.path / "dataset"
 
-    @property
-    def encoder_dir(self) -> Path:
-        return self.encoder or self.run.path / "encoder"
+    def claim(self, stage: str, config: object, **inputs: object) -> None:
+        """Refuse another config, seed or input than those the stage was begun with."""
+        sections = {"seed": self.seed, stage: config}
+        if inputs:
+            sections[f"{stage}_input"] = inputs
+        self.run.claim(sections)
+
+
+def require_known_names(context: Context, *names: str) -> None:
+    """A mistyped task is told before hours are spent on the stages ahead of it."""
+    if context.make_env is envs.make:
+        for name in names:
+            envs.require_known(name)
 
 
 def collect_stage(context: Context, config: CollectConfig) -> ReplayBuffer:
     """Random play, into `dataset/`."""
+    require_known_names(context, *config.domains)
+    context.claim("collect", config)
     return collect(
         config,
         context.dataset_dir,
@@ -82,9 +97,17 @@ def pretrain_stage(context: Context, config: PretrainConfig) -> Encoder:
             f"{context.dataset_dir} should be a dataset to pre-train on; record one first: "
             f"python -m crpt.collect --run-dir {context.run.path}"
         )
+    checkpoint = context.run.checkpoint_dir / f"{PRETRAIN}.pt"
+    if has_encoder(context.run.encoder_dir) and not checkpoint.exists():
+        raise ConfigMismatchError(
+            f"{context.run.encoder_dir} holds an encoder that was trained elsewhere; pre-train in "
+            "another --run-dir"
+        )
+    buffer = ReplayBuffer.open(context.dataset_dir)
+    context.claim(PRETRAIN, config, dataset=_identity(buffer))
     return pretrain(
         config,
-        ReplayBuffer.open(context.dataset_dir),
+        buffer,
         context.run,
         seed=context.seed,
         device=context.device,
@@ -94,10 +117,12 @@ def pretrain_stage(context: Context, config: PretrainConfig) -> Encoder:
 
 def probe_stage(context: Context, config: ProbeConfig) -> list[dict[str, Any]]:
     """Ridge probes on random play of their own, into `probe.json`."""
+    require_known_names(context, *config.unseen)
+    encoder = _load_encoder(context, "domains", "seed", "render", "action_repeat")
+    context.claim("probe", config)
     done: list[dict[str, Any]] | None = context.run.read_json("probe.json")
     if done is not None:
         return done
-    encoder = _load_encoder(context)
     seen = tuple(encoder.metadata["domains"])
     play = CollectConfig(
         domains=tuple(dict.fromkeys(seen + config.unseen)),
@@ -110,7 +135,7 @@ def probe_stage(context: Context, config: ProbeConfig) -> list[dict[str, Any]]:
     dataset = collect(
         play,
         context.run.path / "probe_dataset",
-        seed=episode_seed(context.seed, PROBE_STREAM),
+        seed=stream_seed(context.seed, PROBE_STREAM),
         make_env=context.make_env,
         progress=context.progress,
     )
@@ -129,13 +154,15 @@ def probe_stage(context: Context, config: ProbeConfig) -> list[dict[str, Any]]:
 
 def finetune_stage(context: Context, config: FinetuneConfig) -> None:
     """The agent, into `checkpoints/finetune.pt`."""
-    encoder = _load_encoder(context)
+    require_known_names(context, config.task)
+    encoder = _load_encoder(context, "render")
+    context.claim(FINETUNE, config)
     finetune(
         config,
         encoder,
         context.run,
         lambda: _task_env(context, encoder, config),
-        seed=episode_seed(context.seed, FINETUNE_STREAM),
+        seed=stream_seed(context.seed, FINETUNE_STREAM),
         device=context.device,
         progress=context.progress,
     )
@@ -145,23 +172,22 @@ def evaluate_stage(
     context: Context, config: EvaluateConfig, finetune_config: FinetuneConfig
 ) -> dict[str, Any]:
     """The agent's mean action beside uniform random actions, into `evaluation.json`."""
-    done: dict[str, Any] | None = context.run.read_json("evaluation.json")
-    if done is not None:
-        return done
     checkpoint = context.run.load_checkpoint(FINETUNE)
     if checkpoint is None:
         raise StageOrderError(
             f"{context.run.path} should have a fine-tuned agent to evaluate; train one first: "
             f"python -m crpt.finetune --run-dir {context.run.path}"
         )
-    encoder = _load_encoder(context)
+    context.claim("evaluate", config)
+    agent_steps = checkpoint["counters"]["agent_steps"]
+    done: dict[str, Any] | None = context.run.read_json("evaluation.json")
+    if done and (done["agent_steps"], done["policy"]["episodes"]) == (agent_steps, config.episodes):
+        return done
+    encoder = _load_encoder(context, "render")
     env = _task_env(context, encoder, finetune_config)
     policy = trained_policy(finetune_config, encoder, env, checkpoint, device=context.device)
-    seed = episode_seed(context.seed, EVALUATE_STREAM)
-    results: dict[str, Any] = {
-        "task": finetune_config.task,
-        "agent_steps": checkpoint["counters"]["agent_steps"],
-    }
+    seed = stream_seed(context.seed, EVALUATE_STREAM)
+    results: dict[str, Any] = {"task": finetune_config.task, "agent_steps": agent_steps}
     for name, acting in (("policy", policy), ("random", random_policy(env, seed=seed))):
         returns = evaluate_policy(
             acting,
@@ -177,13 +203,41 @@ def evaluate_stage(
     return results
 
 
-def _load_encoder(context: Context) -> Encoder:
-    if not has_encoder(context.encoder_dir):
+def _identity(buffer: ReplayBuffer) -> dict[str, Any]:
+    """What tells one dataset from another, and from itself after it has grown."""
+    described = {k: buffer.metadata.get(k) for k in ("seed", "render", "action_repeat")}
+    return described | {d: buffer.num_transitions(d) for d in sorted(buffer.domains)}
+
+
+def _load_encoder(context: Context, *needed: str) -> Encoder:
+    """The run directory's encoder, adopted from elsewhere where the context says so."""
+    own = context.run.encoder_dir
+    if context.encoder is not None:
+        given = Encoder.from_pretrained(context.encoder)
+        if not has_encoder(own):
+            given.save_pretrained(own)
+        elif not _same_weights(given, Encoder.from_pretrained(own)):
+            raise ConfigMismatchError(
+                f"{own} holds another encoder than {context.encoder}; choose another --run-dir"
+            )
+    if not has_encoder(own):
         raise StageOrderError(
-            f"{context.encoder_dir} should be a pre-trained encoder; train one first: "
-            f"python -m crpt.pretrain --run-dir {context.run.path}"
+            f"{own} should be a pre-trained encoder; train one first: "
+            f"python -m crpt.pretrain --run-dir {context.run.path}, or name one: --encoder"
         )
-    return Encoder.from_pretrained(context.encoder_dir)
+    encoder = Encoder.from_pretrained(own)
+    missing = [name for name in needed if encoder.metadata.get(name) is None]
+    if missing:
+        raise EncoderFileError(
+            f"{own} should say how it was trained in its config.json's metadata, but "
+            f"{', '.join(missing)} is missing there"
+        )
+    return encoder
+
+
+def _same_weights(a: Encoder, b: Encoder) -> bool:
+    one, other = a.state_dict(), b.state_dict()
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
 
 
 def _task_env(

@@ -10,6 +10,7 @@ from crpt.stages import (
     finetune_stage,
     pretrain_stage,
     probe_stage,
+    require_known_names,
 )
 from crpt.summary import render, summarise
 
@@ -17,7 +18,10 @@ from crpt.summary import render, summarise
 def train(context: Context, stages: Stages) -> str:
     """Collect, pre-train, probe, fine-tune, evaluate; the summary as text, also in
     `summary.json`."""
-    context.run.claim(
+    require_known_names(
+        context, *stages.collect.domains, *stages.probe.unseen, stages.finetune.task
+    )
+    context.run.check(
         {
             "seed": context.seed,
             "collect": stages.collect,

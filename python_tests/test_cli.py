@@ -66,8 +66,11 @@ def test_an_unknown_preset_or_flag_is_refused(crpt, tmp_path, arguments):
         ("finetune", [], "should be a pre-trained encoder"),
         ("evaluate", [], "should have a fine-tuned agent"),
         ("collect", ["--domains", "cheetah_rum"], "close to it: cheetah_run"),
-        ("collect", ["--transitions", "0"], "transitions should be at least 1, got 0"),
-        ("pretrain", ["--device", "tpu"], "tpu"),
+        ("pretrain", ["--device", "tpu"], "device should be cpu, or a cuda device"),
+        ("pretrain", ["--device", "meta"], "that torch finds here, got meta"),
+        ("pretrain", ["--seed", "-1"], "seed should be at least 0, got -1"),
+        ("train", ["--probe.unseen", "hopper_hopp"], "close to it: hopper_hop"),
+        ("train", ["--finetune.task", "walker_rum"], "close to it: walker_run"),
     ],
 )
 def test_errors_are_one_message_and_exit_1(crpt, tmp_path, stage, arguments, message):
@@ -75,6 +78,25 @@ def test_errors_are_one_message_and_exit_1(crpt, tmp_path, stage, arguments, mes
     assert code == 1
     assert message in err
     assert "Traceback" not in err
+
+
+def test_values_out_of_range_are_refused_like_unknown_flags(crpt, tmp_path):
+    code, out, err = crpt("collect", "--run-dir", str(tmp_path), "--transitions", "0")
+    assert code == 2
+    assert "transitions should be at least 1, got 0" in " ".join((out + err).split())
+
+
+def test_a_mistyped_first_attempt_binds_nobody(crpt, tmp_path):
+    flags = ("--run-dir", str(tmp_path), "--transitions", "20", "--render", "fast")
+    code, _, err = crpt("collect", *flags, "--domains", "cartpole_swingupp", "--workers", "1")
+    assert code == 1
+    assert "close to it: cartpole_swingup" in err
+    code, out, err = crpt("collect", *flags, "--domains", "cartpole_swingup", "--workers", "1")
+    assert code == 0, err
+    assert "cartpole_swingup: 20 transitions" in out
+    code, _, err = crpt("collect", *flags, "--domains", "reacher_easy", "--workers", "1")
+    assert code == 1
+    assert "collect.domains: ['cartpole_swingup'] -> ['reacher_easy']" in err
 
 
 def test_a_traceback_on_request(crpt, tmp_path, monkeypatch):

@@ -8,10 +8,12 @@ import torch
 from crpt.config import RESUMABLE
 from crpt.files import replace_file
 from crpt.run_directory import (
+    STAGE_LEAVES,
     CheckpointError,
     ConfigMismatchError,
     RunDirectory,
     RunDirectoryBusyError,
+    RunFileError,
 )
 
 
@@ -27,8 +29,17 @@ def run(tmp_path):
     return RunDirectory(tmp_path / "run")
 
 
+def leave(run, *stages):
+    """What makes a stage's section binding."""
+    for stage in stages:
+        path = run.path / STAGE_LEAVES[stage].replace("*", "a")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
 def test_the_same_config_may_be_claimed_again(run):
     run.claim({"seed": 0, "collect": Config()})
+    leave(run, "collect")
     run.claim({"seed": 0, "collect": Config()})
     assert run.read_config() == {
         "seed": 0,
@@ -38,6 +49,7 @@ def test_the_same_config_may_be_claimed_again(run):
 
 def test_another_config_is_refused_with_every_field_that_differs(run):
     run.claim({"seed": 0, "collect": Config()})
+    leave(run, "collect")
     before = run.config_file.read_bytes()
     with pytest.raises(ConfigMismatchError) as error:
         run.claim({"seed": 1, "collect": Config(domains=("a",), workers=7)})
@@ -49,14 +61,40 @@ def test_another_config_is_refused_with_every_field_that_differs(run):
     assert run.config_file.read_bytes() == before
 
 
+def test_a_stage_that_left_nothing_binds_nobody(run):
+    run.claim({"seed": 0, "collect": Config(domains=("mistyped",))})
+    run.claim({"seed": 1, "collect": Config()})
+    assert run.read_config()["collect"]["domains"] == ["a", "b"]
+    leave(run, "collect")
+    run.claim({"seed": 1, "collect": Config(), "pretrain": Config(rate=0.3)})
+    run.claim({"seed": 1, "pretrain": Config(rate=0.4)})  # nothing trained yet
+    leave(run, "pretrain")
+    with pytest.raises(ConfigMismatchError, match=r"pretrain\.rate: 0\.4 -> 0\.5"):
+        run.claim({"seed": 1, "pretrain": Config(rate=0.5)})
+
+
+def test_inputs_are_bound_with_their_stage(run):
+    run.claim({"pretrain": Config(), "pretrain_input": {"dataset": {"a": 10}}})
+    leave(run, "pretrain")
+    with pytest.raises(ConfigMismatchError, match=r"pretrain_input\.dataset\.a: 10 -> None"):
+        run.claim({"pretrain": Config(), "pretrain_input": {"dataset": {"b": 10}}})
+
+
+def test_check_compares_and_writes_nothing(run):
+    run.check({"collect": Config()})
+    assert not run.config_file.exists()
+
+
 def test_a_resumable_field_may_change(run):
     run.claim({"collect": Config()})
+    leave(run, "collect")
     run.claim({"collect": replace(Config(), workers=4)})
     assert run.read_config()["collect"]["workers"] == 4
 
 
 def test_a_field_that_one_version_lacks_differs(run):
     run.claim({"collect": Config()})
+    leave(run, "collect")
     config = run.read_config()
     del config["collect"]["rate"]
     run.write_json("config.json", config)
@@ -134,3 +172,18 @@ def test_one_process_at_a_time(run):
         pass
     with run.exclusive():
         pass
+
+
+@pytest.mark.parametrize("name", ["probe.json", "evaluation.json"])
+def test_damaged_results_are_named(run, name):
+    run.write_json(name, [1])
+    (run.path / name).write_text("[1")
+    with pytest.raises(RunFileError, match=f"{name} is not readable JSON.*delete it"):
+        run.read_json(name)
+
+
+def test_foreign_metrics_are_named(run):
+    run.claim({})
+    run.metrics_file.write_text("{}\n")
+    with pytest.raises(RunFileError, match=r"a stage and a step in every line, got '\{\}'"):
+        run.metrics()

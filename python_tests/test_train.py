@@ -1,6 +1,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,9 @@ import small
 import torch
 
 from crpt.config import PRESETS, CollectConfig, FinetuneConfig, PretrainConfig
-from crpt.encoder import Encoder
+from crpt.encoder import Encoder, EncoderConfig, EncoderFileError
+from crpt.pretrain import Trainer
+from crpt.replay import ReplayBuffer
 from crpt.run_directory import ConfigMismatchError, RunDirectory
 from crpt.stages import (
     Context,
@@ -28,6 +31,7 @@ from crpt.stages import (
 from crpt.train import train
 
 HERE = Path(__file__).parent
+CPU = torch.device("cpu")
 
 WHOLE = """
 import sys
@@ -56,7 +60,9 @@ def finished(tmp_path_factory):
 def test_the_run_directory_holds_what_it_promises(finished):
     path, _ = finished
     config = json.loads((path / "config.json").read_text())
-    assert set(config) == {"seed", "collect", "pretrain", "probe", "finetune", "evaluate"}
+    stages = {"collect", "pretrain", "probe", "finetune", "evaluate"}
+    assert set(config) == {"seed", "pretrain_input"} | stages
+    assert config["pretrain_input"]["dataset"]["dot_red"] == 120
     for line in (path / "metrics.jsonl").read_text().splitlines():
         assert {"stage", "step"} <= set(json.loads(line))
     for name in ("pretrain", "finetune"):
@@ -123,6 +129,100 @@ def test_a_stage_says_which_one_it_needs(tmp_path):
             stage(c, config)
     with pytest.raises(StageOrderError, match=r"python -m crpt\.finetune --run-dir"):
         evaluate_stage(c, small.STAGES.evaluate, small.FINETUNE)
+
+
+def test_another_dataset_under_a_begun_pre_training_is_refused(finished, tmp_path):
+    path, _ = finished
+    other = replace(small.COLLECT, domains=("dot_green",))
+    small.dataset(tmp_path / "other", other)
+    with pytest.raises(
+        ConfigMismatchError, match=r"pretrain_input\.dataset\.dot_green: None -> 120"
+    ):
+        pretrain_stage(context(path, dataset=tmp_path / "other"), small.PRETRAIN)
+
+
+def test_an_encoder_is_adopted_once_and_never_exchanged(finished, tmp_path):
+    path, _ = finished
+    c = context(tmp_path / "run", encoder=path / "encoder")
+    finetune_stage(c, small.FINETUNE)
+    own = Encoder.from_pretrained(tmp_path / "run")
+    assert own.metadata == Encoder.from_pretrained(path).metadata
+    evaluate_stage(context(tmp_path / "run"), small.STAGES.evaluate, small.FINETUNE)
+    with torch.no_grad():
+        own.projector.weight.mul_(2)
+    own.save_pretrained(tmp_path / "other")
+    for stage, config in ((probe_stage, small.PROBE), (finetune_stage, small.FINETUNE)):
+        with pytest.raises(ConfigMismatchError, match="holds another encoder than"):
+            stage(context(tmp_path / "run", encoder=tmp_path / "other"), config)
+    small.dataset(tmp_path / "run" / "dataset")
+    with pytest.raises(ConfigMismatchError, match="holds an encoder that was trained elsewhere"):
+        pretrain_stage(context(tmp_path / "run"), small.PRETRAIN)
+
+
+def test_an_encoder_without_its_history_is_named(tmp_path):
+    Encoder(EncoderConfig(image_size=20, projection_dim=16)).save_pretrained(tmp_path / "e")
+    with pytest.raises(EncoderFileError, match="domains, seed, render, action_repeat is missing"):
+        probe_stage(context(tmp_path, encoder=tmp_path / "e"), small.PROBE)
+
+
+def test_a_longer_trained_agent_or_more_episodes_are_evaluated_again(finished, tmp_path):
+    path, _ = finished
+    run = RunDirectory(tmp_path / "run")
+    shutil.copytree(path, run.path)
+    first = run.read_json("evaluation.json")
+    run.write_json("evaluation.json", first | {"agent_steps": 108})
+    c = context(run.path)
+    assert evaluate_stage(c, small.STAGES.evaluate, small.FINETUNE) == first
+    more = evaluate_stage(c, replace(small.STAGES.evaluate, episodes=4), small.FINETUNE)
+    assert more["policy"]["episodes"] == 4
+    assert more["policy"]["returns"][:3] == first["policy"]["returns"]
+
+
+def test_every_environment_is_made_as_its_stage_says(tmp_path):
+    made = []
+
+    def make(domain, **settings):
+        made.append((domain, settings["render"], settings["action_repeat"]))
+        return dot_env.make(domain, **settings)
+
+    stages = replace(
+        small.STAGES,
+        collect=replace(small.COLLECT, render="fast", action_repeat=3),
+        finetune=replace(small.FINETUNE, action_repeat=2),
+    )
+    train(context(tmp_path, make_env=make), stages)
+    played = [("dot_red", "fast", 3), ("dot_blue", "fast", 3)]
+    assert made[:2] == played
+    assert sorted(made[2:5]) == sorted([*played, ("dot_green", "fast", 3)])
+    assert set(made[5:]) == {("dot_red", "fast", 2)}
+
+
+def test_what_is_measured_is_not_what_was_trained_on(finished):
+    path, _ = finished
+    trained, probed = (ReplayBuffer.open(path / d) for d in ("dataset", "probe_dataset"))
+    a, b = (set(map(bytes, x.arrays("dot_red")["states"])) for x in (trained, probed))
+    assert not a & b
+
+
+def test_probes_compare_with_the_encoder_that_training_began_with(finished, monkeypatch):
+    path, _ = finished
+    compared = []
+
+    def recorded(config, dataset, encoder, initial, **options):
+        compared.append(initial)
+        return []
+
+    monkeypatch.setattr("crpt.stages.probe", recorded)
+    (path / "probe.json").rename(path / "kept.json")
+    try:
+        probe_stage(context(path), small.PROBE)
+    finally:
+        (path / "kept.json").rename(path / "probe.json")
+    trainer = Trainer(small.PRETRAIN, ReplayBuffer.open(path / "dataset"), seed=0, device=CPU)
+    begun = trainer.model.online.state_dict()
+    assert all(
+        torch.equal(compared[0].state_dict()[k], begun[k]) for k in begun if k != "prototypes"
+    )
 
 
 def test_kill_9_at_any_moment_and_the_same_command_ends_as_if_never_killed(finished, tmp_path):

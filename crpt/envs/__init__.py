@@ -7,7 +7,7 @@ from crpt.envs.rendering import (
     check_versions,
     select_backend,
 )
-from crpt.envs.suite import make
+from crpt.envs.suite import known_names, make, require_known
 from crpt.envs.wrappers import FrameStack
 
 __all__ = [
@@ -16,6 +16,8 @@ __all__ = [
     "IncompatibleVersionsError",
     "RenderingUnavailableError",
     "check_versions",
+    "known_names",
     "make",
+    "require_known",
     "select_backend",
 ]

@@ -46,7 +46,7 @@ def make(
         "image_size": image_size,
         "prepare_model": prepare,
     }
-    tasks = {f"{name}_{task}": (name, task) for name, task in suite.ALL_TASKS}
+    tasks = _suite_tasks()
     if domain in tasks:
         name, task = tasks[domain]
         with quiet_models():
@@ -54,8 +54,7 @@ def make(
             env = suite.load(name, task, task_kwargs={"random": 0})
         env.task.random.seed()
         return DMControlEnv(env, env.task.random.seed, camera=_SUITE_CAMERAS.get(name, 0), **common)
-    vision_tasks = manipulation.get_environments_by_tag("vision")
-    if domain in vision_tasks:
+    if domain in manipulation.get_environments_by_tag("vision"):
         with quiet_models():
             env = manipulation.load(domain)
         # The task would draw its observations at every physics step; frames are drawn here instead.
@@ -64,7 +63,28 @@ def make(
         return DMControlEnv(
             env, partial(_seed_manipulation, env), camera=_MANIPULATION_CAMERA, **common
         )
-    raise ValueError(_unknown(domain, [*tasks, *vision_tasks]))
+    raise ValueError(_unknown(domain, known_names()))
+
+
+def known_names() -> list[str]:
+    """All names that `make` takes. Chooses the rendering backend, since it imports dm_control."""
+    select_backend()
+    from dm_control import manipulation
+
+    return [*_suite_tasks(), *manipulation.get_environments_by_tag("vision")]
+
+
+def require_known(domain: str) -> None:
+    """Raises the ValueError that `make` would raise for an unknown name, without making anything."""
+    names = known_names()
+    if domain not in names:
+        raise ValueError(_unknown(domain, names))
+
+
+def _suite_tasks() -> dict[str, tuple[str, str]]:
+    from dm_control import suite
+
+    return {f"{name}_{task}": (name, task) for name, task in suite.ALL_TASKS}
 
 
 def _check_arguments(domain: str, render: str, action_repeat: int, image_size: int) -> None:
