@@ -3,9 +3,10 @@
 Each works on float32, float16, bfloat16 (accumulated in float32) and float64, under autograd where
 a gradient exists and under torch.compile(fullgraph=True). Results are deterministic, and, where no
 GEMM of torch's takes part, the same bits whatever the number of threads. Under autocast the dtype
-of the inputs decides. Derivatives are reverse-mode: forward mode raises NotImplementedError, and
-torch itself refuses torch.func.grad and vjp. `crpt.ops.reference` holds the plain-PyTorch twin of
-each: same name, same signature.
+of the inputs decides; inputs of mixed floating dtypes, elsewhere a TypeError, are there promoted to
+the widest. Derivatives are reverse-mode: forward mode raises NotImplementedError, and torch itself
+refuses torch.func.grad and vjp. `crpt.ops.reference` holds the plain-PyTorch twin of each: same
+name, same signature.
 """
 
 # Importing cpu and cuda registers their kernels.

@@ -37,8 +37,7 @@ def knn_distance(queries: Tensor, keys: Tensor, k: int) -> Tensor:
     Source: the intrinsic reward of CRPTpro (arXiv 2302.05614), section 3; Proto-RL (arXiv
         2102.11271).
     """
-    arguments.tensor("queries", queries)
-    arguments.tensor("keys", keys)
+    queries, keys = arguments.pair(("queries", "keys"), queries, keys)
     return torch.ops.crpt.knn_distance(queries, keys, arguments.integer("k", k))[0].to(
         queries.dtype
     )

@@ -33,8 +33,7 @@ def prototype_loss(scores: Tensor, codes: Tensor, temperature: float = 0.1) -> T
 
     Source: L_comp of CRPTpro (arXiv 2302.05614), section 3.
     """
-    arguments.tensor("scores", scores)
-    arguments.tensor("codes", codes)
+    scores, codes = arguments.pair(("scores", "codes"), scores, codes)
     return torch.ops.crpt.prototype_loss(scores, codes, arguments.real("temperature", temperature))[
         0
     ]

@@ -32,8 +32,7 @@ def prototype_similarity(embeddings: Tensor, prototypes: Tensor) -> Tensor:
 
     Source: CRPTpro (arXiv 2302.05614), section 3.
     """
-    arguments.tensor("embeddings", embeddings)
-    arguments.tensor("prototypes", prototypes)
+    embeddings, prototypes = arguments.pair(("embeddings", "prototypes"), embeddings, prototypes)
     return torch.ops.crpt.prototype_similarity(embeddings, prototypes)[0]
 
 

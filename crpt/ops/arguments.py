@@ -30,6 +30,22 @@ def tensor(name: str, value: object) -> None:
         )
 
 
+def pair(names: tuple[str, str], first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Two tensors; under autocast, mixed floating dtypes are promoted to the widest."""
+    tensor(names[0], first)
+    tensor(names[1], second)
+    if (
+        first.dtype != second.dtype
+        and first.device.type != "meta"
+        and torch.is_autocast_enabled(first.device.type)
+        and first.is_floating_point()
+        and second.is_floating_point()
+    ):
+        widest = torch.promote_types(first.dtype, second.dtype)
+        return first.to(widest), second.to(widest)
+    return first, second
+
+
 def real(name: str, value: object) -> float:
     if type(value) is float:
         return value

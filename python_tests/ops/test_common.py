@@ -13,7 +13,6 @@ import pytest
 import torch
 from operator_samples import FLOATS, LARGE, SAMPLES, Sample
 from torch import Tensor
-from torch.autograd import forward_ad
 
 samples = pytest.mark.parametrize("sample", SAMPLES, ids=str)
 differentiable = pytest.mark.parametrize(
@@ -242,24 +241,6 @@ def test_second_derivatives_refuse_or_are_right(sample: Sample, device: str) -> 
         return
     with pytest.raises(NotImplementedError, match="second derivatives are not supported"):
         torch.autograd.grad(sum(g.sum() for g in grads), inputs[0])
-
-
-@differentiable
-def test_forward_mode_derivatives_are_refused(sample: Sample, device: str) -> None:
-    args, kwargs = sample.arguments(torch.float64, device)
-    inputs = [i for i, x in enumerate(args) if isinstance(x, Tensor) and x.is_floating_point()]
-
-    def function(x: Tensor, i: int) -> Tensor:
-        return sample.function(*args[:i], x, *args[i + 1 :], **kwargs)
-
-    for i in inputs:
-        with pytest.raises(NotImplementedError, match="should have no tangent: forward-mode"):
-            torch.func.jvp(lambda x, i=i: function(x, i), (args[i],), (torch.ones_like(args[i]),))
-        with forward_ad.dual_level():
-            function(args[i], i)  # not a dual tensor
-            dual = forward_ad.make_dual(args[i], torch.ones_like(args[i]))
-            with pytest.raises(NotImplementedError, match="should have no tangent: forward-mode"):
-                function(dual, i)
 
 
 LEVELS = {"baseline": set(), "avx2": {"avx2", "fma"}, "avx512": {"avx512f", "avx512bw"}}
