@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 # the installed package.
 __path__ = extend_path(__path__, __name__)
 
-if sys.argv[:1] == ["-m"]:
-    # Python is about to run one of our commands. OpenMP threads that spin while they wait for each
-    # other make a busy machine tens of times slower; asleep, they cost an idle one microseconds.
+if sys.argv[:1] == ["-m"] and any(word.startswith("crpt.") for word in sys.orig_argv):
+    # Python is looking for one of our commands to run. OpenMP threads that spin while they wait for
+    # each other make a busy machine tens of times slower; asleep, they cost an idle one little.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
