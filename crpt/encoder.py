@@ -1,5 +1,4 @@
-"""The visual encoder f and its projector g: what pre-training makes and everything downstream
-uses."""
+"""The visual encoder f and its projector g: made by pre-training, used by all downstream."""
 
 from __future__ import annotations
 
@@ -12,10 +11,11 @@ from typing import Any, Literal, Self
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
-from crpt.files import replace_file
+from crpt.files import replace_files
 
 FORMAT_VERSION = 1
 CONFIG_FILE = "config.json"
@@ -113,8 +113,7 @@ class Encoder(nn.Module):
     def features(self, pixels: Tensor) -> Tensor:
         """h = f(pixels), float [B, C, H, W] in [0, 1] -> [B, feature_dim]."""
         h: Tensor = self.convolutions(pixels)
-        # The order of h is that of a contiguous [C, H, W] whatever the memory format of the
-        # convolutions.
+        # In the order of a contiguous [C, H, W], whatever the convolutions' memory format.
         return h.flatten(1)
 
     def project(self, features: Tensor) -> Tensor:
@@ -135,8 +134,7 @@ class Encoder(nn.Module):
         return F.normalize(self.project(features), dim=-1)
 
     def attach_prototypes(self, prototypes: Tensor) -> None:
-        """Let the prototypes [M, D] of pre-training travel with the encoder; rows of unit
-        length."""
+        """Let the prototypes [M, D] travel with the encoder, rows scaled to unit length."""
         self.prototypes = F.normalize(prototypes.detach(), dim=-1)
         self.config = dataclasses.replace(self.config, prototypes=len(prototypes))
 
@@ -162,11 +160,14 @@ class Encoder(nn.Module):
             "encoder": dataclasses.asdict(self.config),
             "metadata": metadata if metadata is not None else self.metadata,
         }
-        # The config goes last: a directory that has one is whole.
-        replace_file(directory / WEIGHTS_FILE, lambda path: save_file(state, path))
-        replace_file(
-            directory / CONFIG_FILE,
-            lambda path: path.write_text(json.dumps(config, indent=2) + "\n"),
+        text = json.dumps(config, indent=2) + "\n"
+        # The config goes last: a directory that has one is whole. Not safetensors' own save_file,
+        # whose temporary file has another name each time and stays after a kill.
+        replace_files(
+            {
+                directory / WEIGHTS_FILE: lambda path: path.write_bytes(to_safetensors(state)),
+                directory / CONFIG_FILE: lambda path: path.write_text(text),
+            }
         )
 
     @classmethod
@@ -202,15 +203,13 @@ class Encoder(nn.Module):
         except (ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
             raise EncoderFileError(
                 f"{directory} should hold an encoder, but its files are damaged or do not belong "
-                "together "
-                f"({error}); export it again"
+                f"together ({error}); export it again"
             ) from error
         return encoder.freeze() if frozen else encoder
 
 
 def initial_encoder(config: EncoderConfig, seed: int) -> Encoder:
-    """The encoder that pre-training with this seed begins with; torch's random state stays as it
-    is."""
+    """What pre-training with this seed begins with; torch's random state stays as it is."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Encoder(dataclasses.replace(config, prototypes=0))

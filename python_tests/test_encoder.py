@@ -1,5 +1,6 @@
 import json
 import math
+import os
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from crpt.encoder import (
     has_encoder,
     initial_encoder,
 )
+from crpt.files import DiskFullError
 
 SMALL = EncoderConfig(image_size=20, projection_dim=16)
 
@@ -135,6 +137,37 @@ def test_a_missing_file_is_named(tmp_path, missing):
     Encoder(SMALL).save_pretrained(tmp_path)
     (tmp_path / missing).unlink()
     with pytest.raises(FileNotFoundError, match=f"but {missing} is missing"):
+        Encoder.from_pretrained(tmp_path)
+
+
+def test_saving_over_an_encoder_never_leaves_a_mixture(tmp_path, monkeypatch):
+    old, new = (initial_encoder(SMALL, seed) for seed in (1, 2))
+    old.save_pretrained(tmp_path, metadata={"seed": 1})
+
+    def full(state):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(crpt.encoder, "to_safetensors", full)
+        with pytest.raises(DiskFullError, match=r"model\.safetensors could not be written"):
+            new.save_pretrained(tmp_path, metadata={"seed": 2})
+    loaded = Encoder.from_pretrained(tmp_path)
+    assert loaded.metadata == {"seed": 1}
+    assert torch.equal(loaded.projector.weight, old.projector.weight)
+
+    replace = os.replace
+
+    def stopped_before_the_config(source, target):
+        if target.name == "config.json":
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", stopped_before_the_config)
+        with pytest.raises(KeyboardInterrupt):
+            new.save_pretrained(tmp_path, metadata={"seed": 2})
+    assert not has_encoder(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"but config\.json is missing"):
         Encoder.from_pretrained(tmp_path)
 
 
