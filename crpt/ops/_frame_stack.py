@@ -28,7 +28,7 @@ def frame_stack(
         index: int64 [B, K] in [0, N), K >= 1; B may be 0.
         shifts: int64 [B, 2]: (dy, dx) in [-pad, pad], one per sample, shared by its frames. None:
             no shift.
-        pad: >= 0, in pixels; the bound of the shifts.
+        pad: in [0, 2**31), in pixels; the bound of the shifts.
         dtype: uint8: pixels as they are. float32, float16, bfloat16, float64: pixel / 255, rounded
             once (to float32 first for the two half types).
 

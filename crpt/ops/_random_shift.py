@@ -25,7 +25,7 @@ def random_shift(
     Args:
         images: [B, C, H, W], C, H, W >= 1, B may be 0; uint8 and other integers, bool, or float32,
             float16, bfloat16, float64. Channels-last images stay channels-last.
-        pad: >= 0, in pixels.
+        pad: in [0, 2**31), in pixels.
         shifts: int64 [B, 2] on the device of the images: (dy, dx) in [-pad, pad]. None: drawn
             uniformly.
         generator: what they are drawn from, on the device of the images; None: torch's default.
@@ -60,6 +60,7 @@ def _draw(images: Tensor, pad: int, generator: torch.Generator | None) -> Tensor
     low, high, size, device = -pad, pad + 1, (images.shape[0], 2), images.device
     if generator is None:  # naming it, even as None, picks an overload without symbolic sizes
         return torch.randint(low, high, size, device=device)
+    arguments.generator(generator, device)
     return torch.randint(low, high, size, generator=generator, device=device)
 
 

@@ -50,13 +50,25 @@ def real(name: str, value: object) -> float:
     if type(value) is float:
         return value
     if isinstance(value, Real) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise ValueError(f"{name} should be finite, got one beyond a float's range") from None
     raise TypeError(f"{name} should be a float, got {type(value).__name__}")
 
 
 def integer(name: str, value: object) -> int:
-    if type(value) is int:
-        return value
-    if isinstance(value, Integral) and not isinstance(value, bool):
-        return int(value)
-    raise TypeError(f"{name} should be an int, got {type(value).__name__}")
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise TypeError(f"{name} should be an int, got {type(value).__name__}")
+    number = int(value)
+    if not -(2**63) <= number < 2**63:
+        bits = number.bit_length()
+        raise ValueError(f"{name} should fit in 64 bits, got an int of {bits} bits")
+    return number
+
+
+def generator(value: object, device: torch.device) -> None:
+    if not isinstance(value, torch.Generator):
+        raise TypeError(f"generator should be a torch.Generator, got {type(value).__name__}")
+    if value.device != device:
+        raise ValueError(f"generator should be on {device}, got {value.device}")

@@ -16,6 +16,7 @@ from torch import Tensor
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 IMAGES = (*FLOATS, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool)
 STACKS = (*FLOATS, torch.uint8)
+LARGEST_PAD = 2**31 - 1  # position + shift is far from overflow
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -112,14 +113,14 @@ def random_shift_images(images: Tensor, pad: int) -> None:
     if images.dtype not in IMAGES:
         raise TypeError(f"images should be real numbers or bool, got {images.dtype}")
     _images_shape("images", images, "B")
-    _at_least("pad", pad, 0)
+    _pad(pad)
 
 
 def random_shift_backward(grad: Tensor, shifts: Tensor, pad: int) -> None:
     _floating("grad", grad)
     _images_shape("grad", grad, "B")
     _shifts(shifts, grad.shape[0], grad.device)
-    _at_least("pad", pad, 0)
+    _pad(pad)
 
 
 def frame_stack(
@@ -135,7 +136,7 @@ def frame_stack(
     _same_device("index", index, frames.device)
     if shifts is not None:
         _shifts(shifts, index.shape[0], frames.device)
-    _at_least("pad", pad, 0)
+    _pad(pad)
     if dtype not in STACKS:
         raise TypeError(f"dtype should be {_names(STACKS)}, got {dtype}")
 
@@ -234,6 +235,12 @@ def _shifts(shifts: Tensor, batch: int, device: torch.device) -> None:
     if len(shifts.shape) != 2 or shifts.shape[0] != batch or shifts.shape[1] != 2:
         raise ValueError(f"shifts should be [{batch}, 2], got {list(shifts.shape)}")
     _same_device("shifts", shifts, device)
+
+
+def _pad(pad: int) -> None:
+    _at_least("pad", pad, 0)
+    if pad > LARGEST_PAD:
+        raise ValueError(f"pad should be <= {LARGEST_PAD}, got {pad}")
 
 
 def _positive(name: str, value: float) -> None:

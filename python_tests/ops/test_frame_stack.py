@@ -95,6 +95,7 @@ I = torch.zeros(2, 3, dtype=torch.int64)  # noqa: E741
         ((F, I, torch.zeros(3, 2).long()), {}, ValueError, r"shifts should be \[2, 2\], got \[3, 2\]"),
         ((F, I, torch.tensor([[0, 0], [0, -5]])), {}, ValueError, r"shifts should be in \[-4, 4\], got -5 at \[1, 1\]"),
         ((F, I), {"pad": -1}, ValueError, "pad should be >= 0, got -1"),
+        ((F, I), {"pad": 2**62}, ValueError, "pad should be <= 2147483647, got"),
         ((F, I), {"dtype": torch.int32}, TypeError, "dtype should be float32, float16, bfloat16, float64, uint8, got torch.int32"),
         ((F, I), {"dtype": "float32"}, TypeError, "dtype should be a torch.dtype, got str"),
         ((F, I.to("meta")), {}, ValueError, "index should be on cpu, got meta"),

@@ -153,6 +153,7 @@ def test_values_whose_squares_overflow(device: str) -> None:
         ((torch.ones(2, 3), torch.ones(4, 3), 0), ValueError, r"k should be in \[1, 4\], the number of keys, got 0"),
         ((torch.ones(2, 3), torch.ones(4, 3), 5), ValueError, r"k should be in \[1, 4\], the number of keys, got 5"),
         ((torch.ones(2, 3), torch.ones(4, 3), 1.0), TypeError, "k should be an int, got float"),
+        ((torch.ones(2, 3), torch.ones(4, 3), 2**64), ValueError, "k should fit in 64 bits, got an int of 65 bits"),
     ],
 )  # fmt: skip
 def test_errors(args: tuple[Any, ...], error: type[Exception], message: str) -> None:

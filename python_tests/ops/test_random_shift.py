@@ -45,6 +45,13 @@ def test_is_pad_and_crop(
     assert torch.equal(ops.random_shift(images, pad, shifts), pad_and_crop(images, pad, shifts))
 
 
+def test_the_widest_pad_leaves_one_pixel(device: str) -> None:
+    images, pad = torch.randn(2, 1, 3, 4, device=device), 2**31 - 1
+    out = ops.random_shift(images, pad, torch.tensor([[pad, -pad], [-pad, pad]], device=device))
+    assert torch.equal(out[0, 0], images[0, 0, -1, 0].expand(3, 4))
+    assert torch.equal(out[1, 0], images[1, 0, 0, -1].expand(3, 4))
+
+
 def test_zero_shift_is_the_identity(device: str) -> None:
     images = torch.randn(3, 2, 7, 9, device=device)
     assert torch.equal(
@@ -103,6 +110,11 @@ def test_follows_torchs_seed(device: str) -> None:
         ((torch.ones(2, 3, 4, 4), 2, torch.tensor([[0, 0], [-3, 0]])), {}, ValueError, r"shifts should be in \[-2, 2\], got -3 at \[1, 0\]"),
         ((torch.ones(2, 3, 4, 4), 2, torch.tensor([[0, 3], [0, 0]])), {}, ValueError, r"shifts should be in \[-2, 2\], got 3 at \[0, 1\]"),
         ((torch.ones(1, 3, 4, 4), 2, torch.zeros(1, 2).long()), {"generator": torch.Generator()}, ValueError, "generator should be None where shifts are given"),
+        ((torch.ones(1, 3, 4, 4),), {"generator": 3}, TypeError, "generator should be a torch.Generator, got int"),
+        ((torch.ones(1, 3, 4, 4, device="meta"),), {"generator": torch.Generator()}, ValueError, "generator should be on meta, got cpu"),
+        ((torch.ones(1, 3, 4, 4), 2**31), {}, ValueError, r"pad should be <= 2147483647, got 2147483648"),
+        ((torch.ones(1, 3, 4, 4), 2**63), {}, ValueError, "pad should fit in 64 bits, got an int of 64 bits"),
+        ((torch.ones(1, 3, 4, 4), -(10**5000)), {}, ValueError, "pad should fit in 64 bits"),
     ],
 )  # fmt: skip
 def test_errors(

@@ -165,11 +165,13 @@ def test_inputs_are_left_alone(device: str) -> None:
         ((torch.ones(2, 2), -0.1), ValueError, "temperature should be positive and finite, got -0.1"),
         ((torch.ones(2, 2), float("nan")), ValueError, "temperature should be positive and finite, got nan"),
         ((torch.ones(2, 2), float("inf")), ValueError, "temperature should be positive and finite, got inf"),
+        ((torch.ones(2, 2), 10**400), ValueError, "temperature should be finite, got one beyond a float's range"),
         ((torch.ones(2, 2), "hot"), TypeError, "temperature should be a float, got str"),
         ((torch.ones(2, 2), torch.tensor(0.1)), TypeError, "temperature should be a float, got Tensor"),
         ((torch.ones(2, 2), 0.1, -1), ValueError, "iterations should be >= 0, got -1"),
         ((torch.ones(2, 2), 0.1, 3.0), TypeError, "iterations should be an int, got float"),
         ((torch.ones(2, 2), 0.1, True), TypeError, "iterations should be an int, got bool"),
+        ((torch.ones(2, 2), 0.1, 2**63), ValueError, "iterations should fit in 64 bits"),
         ((torch.ones(2, 2).to_sparse(),), ValueError, "scores should be dense"),
     ],
 )  # fmt: skip
