@@ -66,17 +66,34 @@ def _setup(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, ...]) 
 
 
 def _backward(
-    ctx: Any, grad: Tensor | None, *_: Tensor | None
+    ctx: Any, grad: Tensor | None, grad_e: Tensor | None, grad_c: Tensor | None, *_: None
 ) -> tuple[Tensor | None, Tensor | None]:
-    if grad is None:
-        return None, None
     unit_e, unit_c, norm_e, norm_c = ctx.saved_tensors
-    backward = torch.ops.crpt.prototype_similarity_backward
     wants_e, wants_c = ctx.needs_input_grad[:2]
+    grad_t = None if grad is None else grad.mT
     return (
-        backward(grad, unit_e, norm_e, unit_c).to(ctx.dtype) if wants_e else None,
-        backward(grad.mT, unit_c, norm_c, unit_e).to(ctx.dtype) if wants_c else None,
+        _rows(grad, grad_e, unit_e, norm_e, unit_c, ctx.dtype) if wants_e else None,
+        _rows(grad_t, grad_c, unit_c, norm_c, unit_e, ctx.dtype) if wants_c else None,
     )
+
+
+def _rows(
+    grad: Tensor | None,
+    grad_unit: Tensor | None,
+    unit: Tensor,
+    norm: Tensor,
+    other: Tensor,
+    dtype: torch.dtype,
+) -> Tensor | None:
+    """What reaches rows by way of the similarity, and by way of their `unit` if that was used."""
+    backward, total = torch.ops.crpt.prototype_similarity_backward, None
+    if grad is not None:
+        total = backward(grad, unit, norm, other)
+    if grad_unit is not None:  # unit rows are their own similarity with the axes
+        axes = torch.eye(unit.shape[-1], dtype=unit.dtype, device=unit.device)
+        own = backward(grad_unit, unit, norm, axes)
+        total = own if total is None else total + own
+    return None if total is None else total.to(dtype)
 
 
 gradient("prototype_similarity", _backward, _setup)

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -67,3 +68,21 @@ def test_inside_autocast_the_dtype_of_the_inputs_decides() -> None:
 def test_errors(args: tuple[Any, ...], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         ops.prototype_similarity(*args)
+
+
+def test_the_unit_rows_of_the_dispatchers_operator_have_their_gradient(device: str) -> None:
+    """Nothing public returns them, but a gradient that reaches them is not dropped either."""
+    e = torch.randn(6, 5, dtype=torch.float64, device=device, requires_grad=True)
+    c = torch.randn(4, 5, dtype=torch.float64, device=device, requires_grad=True)
+    similarity, unit_e, unit_c, _, _ = torch.ops.crpt.prototype_similarity(e, c)
+    weights = [torch.randn_like(x) for x in (similarity, unit_e, unit_c)]
+    plain = (reference.prototype_similarity(e, c), F.normalize(e, dim=-1), F.normalize(c, dim=-1))
+    for chosen in ((0, 1, 2), (1,), (2,), (0, 2)):
+        outputs, twins = ([xs[i] for i in chosen] for xs in ((similarity, unit_e, unit_c), plain))
+        into = [x for x, i in ((e, 1), (c, 2)) if 0 in chosen or i in chosen]
+        got, expected = (
+            torch.autograd.grad(ys, into, [weights[i] for i in chosen], retain_graph=True)
+            for ys in (outputs, twins)
+        )
+        for g, x in zip(got, expected, strict=True):
+            torch.testing.assert_close(g, x)
