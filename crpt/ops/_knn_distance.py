@@ -16,9 +16,9 @@ def knn_distance(queries: Tensor, keys: Tensor, k: int) -> Tensor:
     .. math::
         distance_b = \operatorname{k-th\ smallest}_q |queries_b - keys_q|
 
-    A matrix product narrows the search; the distance itself is taken from the vectors, so that it
-    is exact also for keys nearly equal to the query. No [B, Q, D] temporary, at most one block of
-    [B, Q].
+    The distance is taken from the vectors themselves, so that it is exact also for keys nearly
+    equal to the query; on a CPU a matrix product narrows the search first. No [B, Q, D] temporary,
+    at most one block of [B, Q].
 
     Args:
         queries: [B, D], D >= 1; float32, float16, bfloat16 or float64. B may be 0.

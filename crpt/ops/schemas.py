@@ -8,7 +8,8 @@ prototype_similarity  -> similarity [..., B, M]; in compute: unit rows [..., B, 
                          their lengths [..., B] and [..., M]
       _backward       -> in compute, the gradient of the rows that `unit` and `norm` came from; for
                          the prototypes pass the transposed gradient and the embeddings as `other`
-prototype_loss        -> loss [...]; row logsumexp of scores / temperature [..., B] in compute
+prototype_loss        -> loss [...]; row logsumexp of (scores - the row's largest) / temperature
+                         [..., B] in compute
 intrinsic_loss        -> loss [...]; weights [i != j] / (M^2 (s_ij + offset)) [..., M, M] in compute
 random_shift          -> images [B, C, H, W], shifted
 frame_stack           -> [B, K*C, H, W]
