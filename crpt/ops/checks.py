@@ -35,9 +35,9 @@ def prototype_similarity(embeddings: Tensor, prototypes: Tensor) -> None:
     _floating("embeddings", embeddings)
     _same_kind("prototypes", prototypes, "embeddings", embeddings)
     e, c = embeddings.shape, prototypes.shape
-    if len(e) < 2 or e[-1] < 1:
+    if len(e) < 2 or not _hold(e[-1] >= 1):
         raise ValueError(f"embeddings should be [..., B, D] with D >= 1, got {list(e)}")
-    if len(c) < 2 or c[-2] < 1 or c[-1] != e[-1]:
+    if len(c) < 2 or not _hold(c[-2] >= 1, c[-1] == e[-1]):
         raise ValueError(f"prototypes should be [..., M, {e[-1]}] with M >= 1, got {list(c)}")
     _broadcast("prototypes", c[:-2], e[:-2])
 
@@ -45,11 +45,11 @@ def prototype_similarity(embeddings: Tensor, prototypes: Tensor) -> None:
 def prototype_similarity_backward(grad: Tensor, unit: Tensor, norm: Tensor, other: Tensor) -> None:
     _computed("unit", unit)
     shape, others = unit.shape, other.shape
-    if len(shape) < 2 or shape[-1] < 1:
+    if len(shape) < 2 or not _hold(shape[-1] >= 1):
         raise ValueError(f"unit should be [..., R, D] with D >= 1, got {list(shape)}")
     _is("norm", norm, shape[:-1], unit.dtype, unit.device)
     _same_kind("other", other, "unit", unit)
-    if len(others) < 2 or others[-1] != shape[-1]:
+    if len(others) < 2 or not _hold(others[-1] == shape[-1]):
         raise ValueError(f"other should be [..., S, {shape[-1]}], got {list(others)}")
     _broadcast("other", others[:-2], shape[:-2])
     _floating("grad", grad)
@@ -61,7 +61,7 @@ def prototype_loss(scores: Tensor, codes: Tensor, temperature: float) -> None:
     _floating("scores", scores)
     _scores_shape("scores", scores)
     _same_kind("codes", codes, "scores", scores)
-    if codes.shape != scores.shape:
+    if not _equal(codes.shape, scores.shape):
         raise ValueError(
             f"codes should be {list(scores.shape)} like scores, got {list(codes.shape)}"
         )
@@ -90,7 +90,7 @@ def _prototype_loss_results(grad: Tensor, scores: Tensor, logsumexp: Tensor) -> 
 def intrinsic_loss(prototypes: Tensor, offset: float) -> None:
     _floating("prototypes", prototypes)
     shape = prototypes.shape
-    if len(shape) < 2 or shape[-2] < 1 or shape[-1] < 1:
+    if len(shape) < 2 or not _hold(shape[-2] >= 1, shape[-1] >= 1):
         raise ValueError(f"prototypes should be [..., M, D] with M, D >= 1, got {list(shape)}")
     _positive("offset", offset)
 
@@ -131,7 +131,7 @@ def frame_stack(
     _images_shape("frames", frames, "N")
     if index.dtype != torch.int64:
         raise TypeError(f"index should be torch.int64, got {index.dtype}")
-    if len(index.shape) != 2 or index.shape[1] < 1:
+    if len(index.shape) != 2 or not _hold(index.shape[1] >= 1):
         raise ValueError(f"index should be [B, K] with K >= 1, got {list(index.shape)}")
     _same_device("index", index, frames.device)
     if shifts is not None:
@@ -143,7 +143,7 @@ def frame_stack(
 
 def knn_distance(queries: Tensor, keys: Tensor, k: int) -> None:
     _points(queries, keys)
-    if not 1 <= k <= keys.shape[0]:
+    if not _hold(k >= 1, k <= keys.shape[0]):
         raise ValueError(f"k should be in [1, {keys.shape[0]}], the number of keys, got {k}")
 
 
@@ -160,15 +160,31 @@ def knn_distance_backward(
 def _points(queries: Tensor, keys: Tensor) -> None:
     _floating("queries", queries)
     _same_kind("keys", keys, "queries", queries)
-    if len(queries.shape) != 2 or queries.shape[1] < 1:
+    if len(queries.shape) != 2 or not _hold(queries.shape[1] >= 1):
         raise ValueError(f"queries should be [B, D] with D >= 1, got {list(queries.shape)}")
-    if len(keys.shape) != 2 or keys.shape[0] < 1 or keys.shape[1] != queries.shape[1]:
+    if len(keys.shape) != 2 or not _hold(keys.shape[0] >= 1, keys.shape[1] == queries.shape[1]):
         raise ValueError(
             f"keys should be [Q, {queries.shape[1]}] with Q >= 1, got {list(keys.shape)}"
         )
 
 
 # --- shared pieces ---
+
+
+def _hold(*conditions: bool | torch.SymBool) -> bool:
+    """Whether all hold. Of sizes that depend on data, a compiled graph asserts it as it runs."""
+    for condition in conditions:
+        if not isinstance(condition, bool):
+            from torch.fx.experimental.symbolic_shapes import expect_true  # slow to import
+
+            condition = expect_true(condition)
+        if not condition:
+            return False
+    return True
+
+
+def _equal(shape: Sequence[int], other: Sequence[int]) -> bool:
+    return len(shape) == len(other) and _hold(*(i == j for i, j in zip(shape, other, strict=True)))
 
 
 def _names(dtypes: tuple[torch.dtype, ...]) -> str:
@@ -201,7 +217,7 @@ def _is(
 ) -> None:
     if value.dtype != dtype:
         raise TypeError(f"{name} should be {dtype}, got {value.dtype}")
-    if value.shape != tuple(shape):
+    if not _equal(value.shape, shape):
         raise ValueError(f"{name} should be {list(shape)}, got {list(value.shape)}")
     _same_device(name, value, device)
 
@@ -217,7 +233,7 @@ def _broadcast(name: str, leading: Sequence[int], others: Sequence[int]) -> None
 
 def _images_shape(name: str, value: Tensor, count: str) -> None:
     shape = value.shape
-    if len(shape) != 4 or shape[1] < 1 or shape[2] < 1 or shape[3] < 1:
+    if len(shape) != 4 or not _hold(shape[1] >= 1, shape[2] >= 1, shape[3] >= 1):
         raise ValueError(
             f"{name} should be [{count}, C, H, W] with C, H, W >= 1, got {list(shape)}"
         )
@@ -225,14 +241,14 @@ def _images_shape(name: str, value: Tensor, count: str) -> None:
 
 def _scores_shape(name: str, value: Tensor) -> None:
     shape = value.shape
-    if len(shape) < 2 or shape[-1] < 1 or shape[-2] < 1:
+    if len(shape) < 2 or not _hold(shape[-2] >= 1, shape[-1] >= 1):
         raise ValueError(f"{name} should be [..., B, M] with B, M >= 1, got {list(shape)}")
 
 
 def _shifts(shifts: Tensor, batch: int, device: torch.device) -> None:
     if shifts.dtype != torch.int64:
         raise TypeError(f"shifts should be torch.int64, got {shifts.dtype}")
-    if len(shifts.shape) != 2 or shifts.shape[0] != batch or shifts.shape[1] != 2:
+    if not _equal(shifts.shape, (batch, 2)):
         raise ValueError(f"shifts should be [{batch}, 2], got {list(shifts.shape)}")
     _same_device("shifts", shifts, device)
 

@@ -1,7 +1,9 @@
-"""The operators inside torch's own modes: forward-mode differentiation and autocast."""
+"""The operators inside torch's own modes: forward-mode differentiation, autocast, and graphs whose
+sizes depend on data."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,6 +12,8 @@ from operator_samples import SAMPLES, Sample
 from test_common import differentiable
 from torch import Tensor
 from torch.autograd import forward_ad
+
+from crpt import ops
 
 
 @differentiable
@@ -66,3 +70,46 @@ def test_autocast_promotes_mixed_inputs_to_the_widest(
     with torch.autocast(device):
         halves = sample.function(first.half(), second.bfloat16(), *rest, **kwargs)
     assert halves.dtype == torch.float32
+
+
+KEPT = torch.tensor([True, False, True, True, False, True])
+CODES = torch.rand(6, 5).softmax(-1)
+FRAMES = torch.randint(0, 256, (6, 3, 5, 5), dtype=torch.uint8)
+SHIFTS = torch.randint(-1, 2, (6, 2))
+DATA_DEPENDENT: dict[str, Callable[[Tensor], Tensor]] = {
+    "sinkhorn": lambda x: ops.sinkhorn(x[KEPT]),
+    "prototype_similarity": lambda x: ops.prototype_similarity(x[KEPT], CODES[KEPT]),
+    "prototype_loss": lambda x: ops.prototype_loss(x[KEPT], CODES[KEPT]),
+    "intrinsic_loss": lambda x: ops.intrinsic_loss(x[KEPT]),
+    "random_shift": lambda x: ops.random_shift(FRAMES[KEPT] * x[0, 0], 1, SHIFTS[KEPT]),
+    "frame_stack": lambda x: ops.frame_stack(FRAMES[KEPT], torch.arange(3)[:, None]),
+    "knn_distance": lambda x: ops.knn_distance(x, CODES[KEPT], 2),
+}
+
+
+@pytest.mark.parametrize("operator", DATA_DEPENDENT)
+@torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True)
+def test_compiles_where_sizes_depend_on_data(operator: str) -> None:
+    torch._dynamo.reset()
+    function = DATA_DEPENDENT[operator]
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    x = torch.rand(6, 5, requires_grad=True)
+    got, expected = compiled(x), function(x)
+    assert torch.equal(got, expected)
+    assert got.requires_grad is expected.requires_grad
+    if got.requires_grad:
+        (grad,) = torch.autograd.grad(got.sum(), x)
+        assert torch.equal(grad, torch.autograd.grad(expected.sum(), x)[0])
+
+
+@torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True)
+def test_a_size_that_turns_out_wrong_is_an_error_as_the_graph_runs() -> None:
+    torch._dynamo.reset()
+    loss = torch.compile(
+        lambda keep, codes: ops.prototype_loss(torch.ones(6, 5)[keep], codes),
+        fullgraph=True,
+        backend="aot_eager",
+    )
+    assert loss(KEPT, CODES[:4]).isfinite()
+    with pytest.raises((ValueError, RuntimeError)):
+        loss(~KEPT, CODES[:4])
