@@ -105,6 +105,24 @@ def test_actor_temperature_and_target_keep_their_own_pace():
     ]
 
 
+def test_the_target_critic_follows_at_its_rate():
+    sac = agent(target_rate=0.3, target_every=1)
+    for step in range(3):
+        old = [p.clone() for p in sac.target_critic.parameters()]
+        sac.update(batch(seed=step))
+        triples = zip(old, sac.critic.parameters(), sac.target_critic.parameters(), strict=True)
+        for before, critic, after in triples:
+            torch.testing.assert_close(after, 0.7 * before + 0.3 * critic, rtol=0, atol=2e-7)
+
+
+def test_the_checkpointed_generator_is_of_the_cpu_on_any_device():
+    # The device without memory stands for all that are not the CPU.
+    device = torch.device("meta")
+    sac = SAC(6, 2, CONFIG, seed=0, device=device)
+    sac.generator.set_state(agent().state()["generator"])
+    assert sac.act(torch.zeros(6, device=device), explore=True).device == device
+
+
 def test_the_actor_s_loss_leaves_no_gradient_in_the_critic():
     sac = agent(actor_every=1)
     sac.update(batch())

@@ -32,7 +32,8 @@ class IntrinsicReward:
         self.queue = prototypes.new_zeros(queue_size, dim)
         self.filled = 0
         self.cursor = 0
-        self.generator = torch.Generator(prototypes.device).manual_seed(seed)
+        # On the CPU, so that a checkpoint of one kind of device goes on on another.
+        self.generator = torch.Generator().manual_seed(seed)
 
     @torch.no_grad()
     def __call__(self, z: Tensor) -> Tensor:
@@ -43,7 +44,9 @@ class IntrinsicReward:
     def _push(self, z: Tensor) -> None:
         similarity = crpt.ops.prototype_similarity(z, self.prototypes)  # [B, M]
         probability = similarity.T.softmax(dim=-1)  # [M, B]
-        drawn = torch.multinomial(probability, 1, generator=self.generator).squeeze(-1)
+        seed = int(torch.randint(2**31, (), generator=self.generator))
+        generator = torch.Generator(z.device).manual_seed(seed)
+        drawn = torch.multinomial(probability, 1, generator=generator).squeeze(-1)
         slots = torch.arange(self.cursor, self.cursor + len(drawn), device=z.device)
         self.queue[slots % len(self.queue)] = z[drawn]
         self.cursor = (self.cursor + len(drawn)) % len(self.queue)

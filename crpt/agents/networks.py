@@ -40,10 +40,17 @@ class Actor(nn.Module):
         log_std = LOG_STD_MIN + 0.5 * (LOG_STD_MAX - LOG_STD_MIN) * (torch.tanh(log_std) + 1)
         return mu, log_std
 
+    def mean(self, features: Tensor) -> Tensor:
+        """The action without noise, tanh(mu): [B, F] -> [B, A]."""
+        return torch.tanh(self(features)[0])
+
     def sample(self, features: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """action [B, A] and its log probability [B], differentiable (reparametrised)."""
+        """action [B, A] and its log probability [B], differentiable (reparametrised).
+
+        The generator is one of the CPU, whatever the device.
+        """
         mu, log_std = self(features)
-        noise = torch.randn(mu.shape, generator=generator, dtype=mu.dtype, device=mu.device)
+        noise = torch.randn(mu.shape, generator=generator, dtype=mu.dtype).to(mu.device)
         pre_tanh = mu + log_std.exp() * noise
         log_prob = (-0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)).sum(dim=-1)
         # log(1 - tanh(x)^2) in the form that does not cancel for large |x|.

@@ -54,14 +54,15 @@ class SAC:
         self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), lr=config.learning_rate)
         self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), lr=config.learning_rate)
         self.alpha_optimizer = torch.optim.Adam([self.log_alpha], lr=config.learning_rate)
-        self.generator = torch.Generator(device).manual_seed(seed)
+        # On the CPU, so that a checkpoint of one kind of device goes on on another.
+        self.generator = torch.Generator().manual_seed(seed)
 
     @torch.no_grad()
     def act(self, features: Tensor, *, explore: bool) -> Tensor:
         """features [F] -> action [A] in [-1, 1]: a sample, or the squashed mean."""
         if explore:
             return self.actor.sample(features[None], self.generator)[0][0]
-        return torch.tanh(self.actor(features[None])[0][0])
+        return self.actor.mean(features[None])[0]
 
     def update(self, batch: FeatureBatch) -> dict[str, Tensor]:
         """One critic update; actor, temperature and target at their own pace. Returns losses, still
@@ -114,6 +115,14 @@ class SAC:
         pairs = zip(self.target_critic.parameters(), self.critic.parameters(), strict=True)
         for target, critic in pairs:
             target.lerp_(critic, self.config.target_rate)
+
+    def weights(self) -> dict[str, Tensor]:
+        """All that is learned, by name."""
+        named = {"log_alpha": self.log_alpha}
+        for module in ("actor", "critic", "target_critic"):
+            parameters = getattr(self, module).named_parameters()
+            named |= {f"{module}.{name}": parameter for name, parameter in parameters}
+        return named
 
     def state(self) -> dict[str, Any]:
         return {
