@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from crpt.seeds import stream_seed
+
 Policy = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 """observation uint8 [C, H, W] -> action [A] in [-1, 1]."""
 
@@ -22,9 +24,13 @@ def evaluate_policy(
     seed: int,
     name: str = "",
     progress: bool = False,
+    on_step: Callable[[], None] = lambda: None,
 ) -> NDArray[np.float64]:
     """return_e = sum of rewards of episode e, [episodes]; episode e begins from its own seed (seed,
-    e)."""
+    e).
+
+    `on_step` is called after every step; what it raises ends the evaluation.
+    """
     if episodes < 1:
         raise ValueError(f"episodes should be at least 1, got {episodes}")
     returns = np.zeros(episodes)
@@ -37,12 +43,13 @@ def evaluate_policy(
             obs, reward, terminated, truncated, _ = env.step(policy(obs))
             returns[episode] += float(reward)
             done = terminated or truncated
+            on_step()
     return returns
 
 
 def episode_seed(seed: int, episode: int) -> int:
-    """One 32-bit seed per (seed, episode), unrelated for neighbouring numbers."""
-    return int(np.random.SeedSequence([seed, episode]).generate_state(1)[0])
+    """What an episode's environment is reset with: one 32-bit seed per (seed, episode)."""
+    return stream_seed(seed, episode)
 
 
 def random_policy(env: gymnasium.Env[Any, Any], *, seed: int) -> Policy:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,19 +16,22 @@ from tqdm import tqdm
 
 from crpt.agents import SAC, IntrinsicReward
 from crpt.agents.features import FeatureExtractor
-from crpt.agents.replay import AgentReplay
+from crpt.agents.policy import mean_action, trained_policy
+from crpt.agents.replay import LONGEST_EPISODE, AgentReplay, ring_capacity
 from crpt.config import FinetuneConfig
 from crpt.encoder import Encoder
 from crpt.evaluate import Policy, episode_seed, evaluate_policy, summary
 from crpt.interrupt import Interrupted, StopRequest
+from crpt.random_play import discount_of, state_of
 from crpt.replay import DomainSpec
 from crpt.run_directory import RunDirectory
+from crpt.seeds import stream_seed
 
 STAGE = "finetune"
 MakeEnv = Callable[[], gymnasium.Env[Any, Any]]
 """Makes an environment of observation stacks, uint8 [C, H, W], and actions in [-1, 1]."""
 # Streams of random numbers of one run, kept apart.
-TRAIN, EVALUATE, AGENT, REPLAY, INTRINSIC = range(5)
+TRAIN, EXPLORE, EVALUATE, AGENT, REPLAY, INTRINSIC = range(6)
 
 
 @dataclass
@@ -53,11 +55,14 @@ class Finetuner:
         *,
         seed: int,
         device: torch.device,
+        saved: dict[str, Any] | None = None,
     ) -> None:
+        """Go on from a checkpoint, or begin."""
         self.config = config
         self.run = run
-        self.seeds = [episode_seed(seed, stream) for stream in range(5)]
-        self.counters = Counters()
+        self.seeds = [stream_seed(seed, stream) for stream in range(6)]
+        self.counters = Counters(**saved["counters"]) if saved else Counters()
+        self.losses: dict[str, Tensor] = {}
         self.env, self.evaluation_env = make_env(), make_env()
         space = self.env.action_space
         assert isinstance(space, gymnasium.spaces.Box)
@@ -74,34 +79,48 @@ class Finetuner:
             self._replay_spec(),
             device=device,
             seed=self.seeds[REPLAY],
+            transitions=self.counters.agent_steps,
+            steps=self.counters.replay_steps,
         )
+        if saved:
+            self._load_state(saved)
 
-    def run_episode(self, on_step: Callable[[], None]) -> float:
-        """Act, store and learn for one episode; its return. Stops short at `agent_steps`."""
-        obs, info = self.env.reset(seed=episode_seed(self.seeds[TRAIN], self.counters.episodes))
-        rng = np.random.default_rng([self.seeds[TRAIN], self.counters.episodes])
+    def run_episode(
+        self, on_step: Callable[[], None], check_stop: Callable[[], None]
+    ) -> float | None:
+        """Act, store and learn for one episode; its return, or None if `agent_steps` cut it short.
+
+        `check_stop` may raise wherever the episode has more to come.
+        """
+        episode = self.counters.episodes
+        obs, info = self.env.reset(seed=episode_seed(self.seeds[TRAIN], episode))
+        rng = np.random.default_rng(episode_seed(self.seeds[EXPLORE], episode))
         features = self.encode(obs)
-        self.replay.begin(obs[-3:], info["state"], features)
-        episode_return, done = 0.0, False
+        self.replay.begin(obs[-3:], state_of(info), features)
+        episode_return, ended, done = 0.0, False, False
         while not done:
             action = self._explore(features, rng)
             obs, reward, terminated, truncated, info = self.env.step(action)
             features = self.encode(obs)
             self.counters.agent_steps += 1
             out_of_steps = self.counters.agent_steps == self.config.agent_steps
-            done = terminated or truncated or out_of_steps
+            ended = terminated or truncated
+            done = ended or out_of_steps
+            discount = discount_of(info, terminated)
             self.replay.append(
-                obs[-3:], action, float(reward), info["discount"], info["state"], done, features
+                obs[-3:], action, float(reward), discount, state_of(info), done, features
             )
             episode_return += float(reward)
             if self.counters.agent_steps >= self.config.random_steps:
                 self._update()
             if self.counters.agent_steps % self.config.evaluate_every == 0 or out_of_steps:
-                self._evaluate()
+                self._evaluate(check_stop)
             on_step()
+            if not done:
+                check_stop()
         self.counters.episodes += 1
         self.counters.replay_steps = self.replay.steps
-        return episode_return
+        return episode_return if ended else None
 
     def encode(self, obs: NDArray[np.uint8]) -> Tensor:
         return self.extractor(torch.from_numpy(obs)[None])[0]
@@ -118,23 +137,30 @@ class Finetuner:
             bonus = self.intrinsic(self.extractor.embedding(batch.next_features))
             reward = batch.reward + self.config.intrinsic_reward * bonus
             batch = dataclasses.replace(batch, reward=reward)
-        metrics = self.agent.update(batch)
+        # Not every update moves the actor: of its losses the last ones stand.
+        self.losses |= self.agent.update(batch)
         if self.counters.agent_steps % self.config.log_every == 0:
-            values = {name: float(value) for name, value in metrics.items()}
-            if not all(math.isfinite(value) for value in values.values()):
-                raise FloatingPointError(
-                    f"losses should be finite, got {values} at agent step "
-                    f"{self.counters.agent_steps}; "
-                    "the last checkpoint is kept. Try a lower learning_rate."
-                )
+            self._require_finite(self.losses, "losses")
+            values = {name: float(value) for name, value in self.losses.items()}
             self.run.log(STAGE, self.counters.agent_steps, **values)
 
-    def _evaluate(self) -> None:
+    def _require_finite(self, tensors: dict[str, Tensor], what: str) -> None:
+        finite = torch.stack([tensor.isfinite().all() for tensor in tensors.values()])
+        if not finite.all():
+            bad = [name for name, fine in zip(tensors, finite.tolist(), strict=True) if not fine]
+            raise FloatingPointError(
+                f"{what} should be finite, got NaN or infinity in {', '.join(bad)} at agent step "
+                f"{self.counters.agent_steps}; the last checkpoint is kept. "
+                "Try a lower learning_rate."
+            )
+
+    def _evaluate(self, check_stop: Callable[[], None]) -> None:
         returns = evaluate_policy(
-            mean_action(self.agent, self.extractor),
+            mean_action(self.agent.actor, self.extractor),
             self.evaluation_env,
             self.config.evaluate_episodes,
             seed=self.seeds[EVALUATE],
+            on_step=check_stop,
         )
         self.run.log(STAGE, self.counters.agent_steps, **summary(returns))
 
@@ -152,70 +178,47 @@ class Finetuner:
     def _replay_spec(self) -> DomainSpec:
         _, info = self.env.reset(seed=0)
         size = self.extractor.encoder.config.image_size
-        # What is sampled, and as much as may be written between two checkpoints: a run that goes on
-        # from one
-        # then finds all that the checkpoint's agent would have sampled. At least one slot in nine
-        # begins an episode.
-        transitions = min(self.config.agent_steps, self.config.replay_capacity)
-        capacity = transitions + 2 * self.config.checkpoint_every
         return DomainSpec(
-            capacity=capacity + capacity // 8 + 2,
+            capacity=ring_capacity(self.config, self.extractor.frame_stack),
             action_shape=self.space.shape,
-            state_shape=np.shape(info["state"]),
+            state_shape=state_of(info).shape,
             frame_shape=(3, size, size),
         )
+
+    def checkpoint_is_due(self, saved_at: int) -> bool:
+        """After an episode: the time has come, the end, or the replay's room is used up."""
+        c, done = self.config, self.counters.agent_steps
+        longest = min(LONGEST_EPISODE, c.agent_steps - done)
+        return done - saved_at >= c.checkpoint_every or longest == 0 or self.replay.room <= longest
+
+    def save(self) -> None:
+        """Raises FloatingPointError, and leaves the last checkpoint, if a weight is not finite."""
+        self._require_finite(self.agent.weights(), "weights")
+        if self.losses:
+            self._require_finite(self.losses, "losses")
+        self.run.save_checkpoint(STAGE, self.state())
+        self.replay.keep()
 
     def state(self) -> dict[str, Any]:
         return {
             "counters": dataclasses.asdict(self.counters),
             "agent": self.agent.state(),
+            "losses": self.losses,
             "replay_generator": self.replay.generator.get_state(),
             "intrinsic": self.intrinsic.state() if self.intrinsic else None,
         }
 
-    def load_state(self, state: dict[str, Any] | None) -> None:
-        """Go on from a checkpoint, or from nothing."""
-        if state is not None:
-            self.counters = Counters(**state["counters"])
-            self.agent.load_state(state["agent"])
-            self.replay.generator.set_state(state["replay_generator"])
-            if self.intrinsic is not None:
-                self.intrinsic.load_state(state["intrinsic"])
-        self.replay.rewind(self.counters.replay_steps)
+    def _load_state(self, state: dict[str, Any]) -> None:
+        self.agent.load_state(state["agent"])
+        self.losses = {k: v.to(self.agent.device) for k, v in state["losses"].items()}
+        self.replay.generator.set_state(state["replay_generator"])
+        if self.intrinsic is not None:
+            self.intrinsic.load_state(state["intrinsic"])
 
     def close(self) -> None:
         self.replay.close()
         self.env.close()
         self.evaluation_env.close()
-
-
-def mean_action(agent: SAC, extractor: FeatureExtractor) -> Policy:
-    """The agent's policy without its noise."""
-
-    def act(obs: NDArray[np.uint8]) -> NDArray[np.float32]:
-        features = extractor(torch.from_numpy(obs)[None])[0]
-        action: NDArray[np.float32] = agent.act(features, explore=False).cpu().numpy()
-        return action
-
-    return act
-
-
-def trained_policy(
-    config: FinetuneConfig,
-    encoder: Encoder,
-    env: gymnasium.Env[Any, Any],
-    checkpoint: dict[str, Any],
-    *,
-    device: str = "cpu",
-) -> Policy:
-    """The mean-action policy of a checkpoint."""
-    extractor = FeatureExtractor(encoder, config.features, torch.device(device))
-    assert env.action_space.shape is not None
-    agent = SAC(
-        extractor.dim, env.action_space.shape[0], config, seed=0, device=torch.device(device)
-    )
-    agent.load_state(checkpoint["agent"])
-    return mean_action(agent, extractor)
 
 
 def finetune(
@@ -232,6 +235,8 @@ def finetune(
     mean-action policy.
 
     Raises Interrupted on Ctrl-C; the run goes on from the checkpoint of the last whole episodes.
+    Raises FloatingPointError for losses or weights that are not finite and CheckpointError for a
+    checkpoint without its replay; what was saved is kept.
     """
     saved = run.load_checkpoint(STAGE)
     if saved is not None and saved["counters"]["agent_steps"] >= config.agent_steps:
@@ -240,42 +245,46 @@ def finetune(
             return trained_policy(config, encoder, env, saved, device=device)
         finally:
             env.close()
-    finetuner = Finetuner(config, encoder, run, make_env, seed=seed, device=torch.device(device))
-    counters = finetuner.counters
+    finetuner = Finetuner(
+        config, encoder, run, make_env, seed=seed, device=torch.device(device), saved=saved
+    )
     try:
-        finetuner.load_state(saved)
-        counters = finetuner.counters
-        run.rewind_metrics(STAGE, counters.agent_steps)
-        saved_at = counters.agent_steps
-        bar = tqdm(
-            total=config.agent_steps,
-            initial=saved_at,
-            desc="finetune",
-            unit="step",
-            disable=not progress,
-        )
-        with StopRequest() as stop, bar:
-
-            def on_step() -> None:
-                bar.update()
-                if stop.requested:
-                    raise Interrupted(
-                        f"finetune stopped at agent step {counters.agent_steps} of "
-                        f"{config.agent_steps}; "
-                        f"it goes on from step {saved_at}"
-                    )
-
-            while counters.agent_steps < config.agent_steps:
-                episode_return = finetuner.run_episode(on_step)
-                bar.set_postfix({"return": f"{episode_return:.1f}"})
-                run.log(STAGE, counters.agent_steps, train_return=round(episode_return, 3))
-                last = counters.agent_steps >= config.agent_steps
-                if counters.agent_steps - saved_at >= config.checkpoint_every or last:
-                    run.save_checkpoint(STAGE, finetuner.state())
-                    saved_at = counters.agent_steps
+        _train(finetuner, progress)
     finally:
         finetuner.close()
-    return mean_action(finetuner.agent, finetuner.extractor)
+    return mean_action(finetuner.agent.actor, finetuner.extractor)
+
+
+def _train(finetuner: Finetuner, progress: bool) -> None:
+    config, run, counters = finetuner.config, finetuner.run, finetuner.counters
+    saved_at = counters.agent_steps
+    run.rewind_metrics(STAGE, saved_at)
+    bar = tqdm(
+        total=config.agent_steps,
+        initial=saved_at,
+        desc="finetune",
+        unit="step",
+        disable=not progress,
+    )
+    with StopRequest() as stop, bar:
+
+        def check_stop() -> None:
+            if stop.requested:
+                raise Interrupted(
+                    f"finetune stopped at agent step {counters.agent_steps} of "
+                    f"{config.agent_steps}; it goes on from step {saved_at}"
+                )
+
+        while counters.agent_steps < config.agent_steps:
+            episode_return = finetuner.run_episode(bar.update, check_stop)
+            if episode_return is not None:
+                bar.set_postfix({"return": f"{episode_return:.1f}"})
+                run.log(STAGE, counters.agent_steps, train_return=round(episode_return, 3))
+            if finetuner.checkpoint_is_due(saved_at) or stop.requested:
+                finetuner.save()
+                saved_at = counters.agent_steps
+            check_stop()
+    check_stop()  # also for a request while the bar was closed: `train` should not go on
 
 
 if __name__ == "__main__":

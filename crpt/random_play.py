@@ -119,16 +119,16 @@ def _record_episode(
     env_source, action_source = source.spawn(2)
     actions = np.random.default_rng(action_source)
     frame, info = env.reset(seed=int(env_source.generate_state(1)[0]))
-    writer.begin(frame, _state(info))
+    writer.begin(frame, state_of(info))
     for step in range(1, limit + 1):
         action = actions.uniform(space.low, space.high).astype(np.float32)
         frame, reward, terminated, truncated, info = env.step(action)
         last = terminated or truncated or step == limit
-        discount = info.get("discount", 0.0 if terminated else 1.0)
+        discount = discount_of(info, terminated)
         if step == missing:
             # Before the last commit, so that arrays without a free slot mean a finished request.
             writer.fit(1)
-        writer.append(frame, action, float(reward), discount, _state(info), last)
+        writer.append(frame, action, float(reward), discount, state_of(info), last)
         on_progress(config.transitions - missing + step)
         if last:
             return
@@ -139,11 +139,18 @@ def _spec(env: gymnasium.Env[Any, Any], actions: Box, seed: int) -> DomainSpec:
     return DomainSpec(
         capacity=_FIRST_CAPACITY,
         action_shape=actions.shape,
-        state_shape=_state(info).shape,
+        state_shape=state_of(info).shape,
         frame_shape=frame.shape,
         camera=getattr(env.unwrapped, "camera", None),
     )
 
 
-def _state(info: dict[str, Any]) -> np.ndarray[Any, Any]:
+def state_of(info: dict[str, Any]) -> np.ndarray[Any, Any]:
+    """The simulator's state, a vector; empty where the environment tells none."""
     return np.asarray(info.get("state", ()), dtype=np.float64).ravel()
+
+
+def discount_of(info: dict[str, Any], terminated: bool) -> float:
+    """The environment's own discount; where it tells none, 0 for a true termination, else 1."""
+    discount: float = info.get("discount", 0.0 if terminated else 1.0)
+    return discount

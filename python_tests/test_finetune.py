@@ -6,12 +6,14 @@ import pytest
 import small
 import torch
 
+import crpt.agents.replay
 import crpt.finetune
 from crpt.encoder import Encoder, EncoderConfig
 from crpt.envs import FrameStack
 from crpt.evaluate import evaluate_policy, random_policy
 from crpt.finetune import Finetuner, finetune, trained_policy
 from crpt.interrupt import Interrupted
+from crpt.replay import ReplayBuffer
 from crpt.run_directory import RunDirectory
 
 
@@ -63,10 +65,21 @@ CONFIGS = {
 }
 
 
-@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
-def test_killed_and_resumed_equals_never_killed(config, encoder, tmp_path, monkeypatch):
-    # The ring wraps on the way: 150 steps into 100 transitions.
+@pytest.mark.parametrize(
+    ("config", "checkpoint_every"),
+    [(config, 30) for config in CONFIGS.values()]
+    + [(CONFIGS["stored z"], 1), (CONFIGS["sampled h"], 1000)],
+    ids=[*CONFIGS, "a checkpoint each episode", "a checkpoint only where the ring needs one"],
+)
+def test_killed_and_resumed_equals_never_killed(
+    config, checkpoint_every, encoder, tmp_path, monkeypatch
+):
+    # The ring goes round: 163 steps into 69 slots, of which 20 transitions are learned from.
+    monkeypatch.setattr(crpt.agents.replay, "LONGEST_EPISODE", dot_env.EPISODE)
+    config = replace(config, replay_capacity=20, checkpoint_every=checkpoint_every)
     whole, _ = run_all(config, encoder, tmp_path / "whole")
+    ring = ReplayBuffer.open(tmp_path / "whole" / "checkpoints" / "finetune_replay")
+    assert ring.cursor("dot_red") == 163 > ring.capacity("dot_red") == 69
     for steps in (70, 133):
         with monkeypatch.context() as patch:
             interrupt_at(patch, steps, SystemExit)
@@ -85,7 +98,7 @@ def test_counts_and_metrics(encoder, tmp_path):
     assert saved["agent"]["updates"] == 150 - 60 + 1
     lines = run.metrics("finetune")
     assert [line["step"] for line in lines if "return_mean" in line] == [75, 150]
-    assert len([line for line in lines if "train_return" in line]) == 13
+    assert len([line for line in lines if "train_return" in line]) == 12
     assert all("critic_loss" in line for line in lines if "actor_loss" in line)
 
 
@@ -98,7 +111,7 @@ def test_random_steps_are_random_and_later_ones_are_not(encoder, tmp_path, monke
         return act(self, features, explore=explore)
 
     monkeypatch.setattr(crpt.finetune.SAC, "act", recorded)
-    monkeypatch.setattr(Finetuner, "_evaluate", lambda self: None)
+    monkeypatch.setattr(Finetuner, "_evaluate", lambda self, check_stop: None)
     run_all(small.FINETUNE, encoder, tmp_path)
     assert explored == [True] * 90
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Literal
 
@@ -14,11 +15,12 @@ from crpt.encoder import Encoder
 class FeatureExtractor:
     """h, or z scaled to unit variance, of a frozen encoder.
 
-    uint8 [B, C, H, W] -> float32 [B, F].
+    uint8 [B, C, H, W] -> float32 [B, F]. Works on a copy: the caller's encoder stays as it is.
     """
 
     def __init__(self, encoder: Encoder, features: Literal["h", "z"], device: torch.device) -> None:
-        self.encoder = encoder.freeze().to(device, memory_format=torch.channels_last)
+        own = copy.deepcopy(encoder).freeze()
+        self.encoder = own.to(device, memory_format=torch.channels_last)
         self.features = features
         self.frame_stack = encoder.config.in_channels // 3
         self.device = device

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,28 @@ from crpt.agents.features import FeatureExtractor
 from crpt.agents.sac import FeatureBatch
 from crpt.config import FinetuneConfig
 from crpt.replay import DomainSpec, ReplayBuffer
+from crpt.run_directory import CheckpointError
+
+LONGEST_EPISODE = 2_000
+"""Transitions of the longest episode that the ring has room for at any moment."""
+
+
+def ring_capacity(config: FinetuneConfig, frame_stack: int) -> int:
+    """Slots in which a checkpoint's transitions outlive what is written until the next one.
+
+    At worst every transition is an episode with a first step of its own: two slots each, and the
+    frames of the oldest stack. Beyond them room for two of the longest episodes: one that uses up
+    the room of another makes a checkpoint due.
+    """
+    kept = 2 * min(config.agent_steps, config.replay_capacity) + frame_stack
+    return min(2 * config.agent_steps, kept + 2 * (LONGEST_EPISODE + 1))
 
 
 class AgentReplay:
     """The latest `replay_capacity` transitions of a task, sampled as the frozen encoder's features.
+
+    What a checkpoint's agent would sample is not overwritten before the next one: the owner saves
+    one when `room` is no longer enough for an episode, and says so with `keep`.
 
     With `encode: stored` every observation's features are kept beside its frames; they are a
     function of the frames and are computed again when a run goes on.
@@ -31,16 +50,32 @@ class AgentReplay:
         *,
         device: torch.device,
         seed: int,
+        transitions: int = 0,
+        steps: int = 0,
     ) -> None:
+        """Go on after the first `steps` of the replay at `path`, which hold `transitions`; from
+        none of them, begin anew.
+
+        Raises CheckpointError if they are not there.
+        """
+        self.path = path
         self.config = config
         self.extractor = extractor
         self.device = device
         self.generator = torch.Generator().manual_seed(seed)
-        if path.exists():
-            self.buffer = ReplayBuffer.open(path)
-        else:
-            self.buffer = ReplayBuffer.create(path, {config.task: spec})
+        if steps == 0:
+            shutil.rmtree(path, ignore_errors=True)  # no checkpoint has seen any of it
+            ReplayBuffer.create(path, {config.task: spec})
+        elif not path.exists():
+            raise self._lost(f"{steps} steps", "nothing")
+        self.buffer = ReplayBuffer.open(path)
         self.writer = self.buffer.writer(config.task)
+        try:
+            self._rewind(steps, min(transitions, config.replay_capacity))
+        except BaseException:
+            self.writer.close()
+            raise
+        self._needed = self._oldest_needed()
         self._features: Tensor | None = None
         if config.encode == "stored":
             slots = self.buffer.capacity(config.task)
@@ -52,13 +87,17 @@ class AgentReplay:
         """Steps committed so far, first frames included."""
         return self.buffer.cursor(self.config.task)
 
-    def rewind(self, steps: int) -> None:
-        """Drop the episodes after this step: the run goes on from a checkpoint that had not seen
-        them."""
-        while self.steps > steps:
-            self.writer.discard_last_episode()
+    @property
+    def room(self) -> int:
+        """Steps to write before one is overwritten that was needed at the last `keep`."""
+        return self._needed + self.buffer.capacity(self.config.task) - self.steps
+
+    def keep(self) -> None:
+        """A checkpoint has been saved: from now on it is this moment that a run may go back to."""
+        self._needed = self._oldest_needed()
 
     def begin(self, frame: NDArray[np.uint8], state: NDArray[np.float64], features: Tensor) -> None:
+        self._require_room()
         self.writer.begin(frame, state)
         self._store(features)
 
@@ -72,15 +111,14 @@ class AgentReplay:
         last: bool,
         features: Tensor,
     ) -> None:
+        self._require_room()
         self.writer.append(frame, action, reward, discount, state, last)
         self._store(features)
 
     def sample(self) -> FeatureBatch:
         """A batch of the latest transitions, encoded: features [B, F]."""
         task, c = self.config.task, self.config
-        latest = self.buffer.indices(task, frame_stack=self.extractor.frame_stack)[
-            -c.replay_capacity :
-        ]
+        latest = self._latest()
         chosen = latest[
             torch.randint(len(latest), (c.batch_size,), generator=self.generator).numpy()
         ]
@@ -112,6 +150,51 @@ class AgentReplay:
     def close(self) -> None:
         self.writer.close()
 
+    def _latest(self) -> NDArray[np.int64]:
+        """The slots of the transitions to learn from, oldest first."""
+        stack = self.extractor.frame_stack
+        slots = self.buffer.indices(self.config.task, frame_stack=stack)
+        return slots[-self.config.replay_capacity :]
+
+    def _oldest_needed(self) -> int:
+        """The first step of which a stack in `_latest` has a frame."""
+        latest = self._latest()
+        if len(latest) == 0:
+            return self.steps
+        age = (self.steps - 1 - int(latest[0])) % self.buffer.capacity(self.config.task)
+        return max(0, self.steps - 1 - age - self.extractor.frame_stack)
+
+    def _rewind(self, steps: int, transitions: int) -> None:
+        """Drop the episodes after this step: the run goes on from a checkpoint that had not seen
+        them."""
+        task = self.config.task
+        oldest = self.steps - sum(map(len, self.buffer.episodes(task, frame_stack=1)))
+        if not oldest <= steps <= self.steps:
+            raise self._lost(f"step {steps}", f"steps {oldest} to {self.steps}")
+        if (
+            steps
+            and not self.buffer.arrays(task)["is_last"][(steps - 1) % self.buffer.capacity(task)]
+        ):
+            raise self._lost(f"an episode that ends before step {steps}", "none")
+        while self.steps > steps:
+            self.writer.discard_last_episode()
+        if len(self._latest()) != transitions:
+            raise self._lost(f"{transitions} transitions", f"{len(self._latest())}")
+
+    def _lost(self, wanted: str, got: str) -> CheckpointError:
+        return CheckpointError(
+            f"{self.path} should be the replay of the checkpoint beside it, with {wanted}, got "
+            f"{got}; put it back, or delete the checkpoint to begin the stage again"
+        )
+
+    def _require_room(self) -> None:
+        if self.room < 1:
+            raise RuntimeError(
+                f"an episode should be of at most {LONGEST_EPISODE} agent steps, got a longer one, "
+                "and the replay has no room for more of it; give the environment a time limit "
+                "(gymnasium.wrappers.TimeLimit)"
+            )
+
     def _store(self, features: Tensor) -> None:
         if self._features is not None:
             self._features[(self.steps - 1) % len(self._features)] = features
@@ -119,9 +202,8 @@ class AgentReplay:
     def _encode_stored(self) -> None:
         assert self._features is not None
         task, stack = self.config.task, self.extractor.frame_stack
-        for slot in (
-            s for episode in self.buffer.episodes(task, frame_stack=stack) for s in episode
-        ):
+        latest = self._latest()
+        for slot in np.union1d(latest, (latest - 1) % len(self._features)):
             # One at a time, as in acting: another batch size rounds otherwise.
             obs = self.buffer.observations(task, np.array([slot]), frame_stack=stack)
             self._features[slot] = self.extractor(obs)[0]
