@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from typing import Any
 
 import torch
@@ -16,21 +15,15 @@ from crpt.interrupt import Interrupted, StopRequest
 from crpt.measures import assignment_perplexity, effective_rank, prototypes_in_use
 from crpt.objectives import CRPTPro
 from crpt.objectives.crptpro import Losses
+from crpt.plateau import Plateau
 from crpt.replay import ReplayBuffer
-from crpt.run_directory import RunDirectory
+from crpt.run_directory import CheckpointError, RunDirectory
 
 STAGE = "pretrain"
-# Below this distance from log M the codes are uniform and the encoder learns next to nothing.
-PLATEAU_DISTANCE = 0.01
-PLATEAU_ROUNDS = 200
-
-
-class PlateauWarning(UserWarning):
-    """The comparison loss sits at its trivial solution."""
 
 
 class DivergenceError(RuntimeError):
-    """The loss is not a finite number."""
+    """The loss or a weight is not a finite number."""
 
 
 class Trainer:
@@ -45,10 +38,12 @@ class Trainer:
         self.round = 0
         # Sorted: the order in which processes added them to the dataset must not matter.
         self.domains = tuple(sorted(buffer.domains))
+        channels, image_size = _frame_geometry(buffer, self.domains)
+        _check_transitions(config, buffer, self.domains)
         encoder = initial_encoder(
             EncoderConfig(
-                in_channels=3 * config.frame_stack,
-                image_size=buffer.metadata["image_size"],
+                in_channels=channels * config.frame_stack,
+                image_size=image_size,
                 projection_dim=config.projection_dim,
                 embedding_norm=config.embedding_norm,
             ),
@@ -70,7 +65,7 @@ class Trainer:
         return [(domain,) for domain in domains]
 
     def sample(self, domains: tuple[str, ...]) -> tuple[Tensor, Tensor]:
-        """obs and next_obs, shifted, [B, 3K, H, W] in [0, 1], equal shares of the domains."""
+        """obs and next_obs, shifted, [B, K*C, H, W] in [0, 1], equal shares of the domains."""
         c = self.config
         parts = []
         for i, domain in enumerate(domains):
@@ -105,6 +100,12 @@ class Trainer:
         self.model.update_target()
         return losses
 
+    def is_finite(self) -> bool:
+        """Whether every weight, running statistic and moment of Adam is a finite number."""
+        moments = [m for state in self.optimizer.state.values() for m in state.values()]
+        tensors = [*self.model.state_dict().values(), *moments]
+        return all(bool(tensor.isfinite().all()) for tensor in tensors)
+
     def state(self) -> dict[str, Any]:
         return {
             "round": self.round,
@@ -132,17 +133,26 @@ def pretrain(
     """Train on the buffer's domains for `config.rounds` rounds, from the last checkpoint on; write
     `encoder/`.
 
-    Returns the frozen encoder. Raises DivergenceError when the loss is not finite (the last
-    checkpoint is kept) and Interrupted on Ctrl-C (after a checkpoint).
+    Returns the frozen encoder.
+
+    Raises:
+        ValueError: the buffer cannot be trained on: no domains, too few transitions in one, or
+            frames that differ or are not square.
+        CheckpointError: the checkpoint is not one of this stage and these sizes.
+        DivergenceError: the loss or a weight is not finite; the last checkpoint is kept.
+        Interrupted: on Ctrl-C, after a checkpoint; in the last round, after `encoder/` too.
     """
     saved = run.load_checkpoint(STAGE)
-    if saved is not None and saved["round"] == config.rounds and has_encoder(run.encoder_dir):
+    finished = isinstance(saved, dict) and saved.get("round") == config.rounds
+    if finished and has_encoder(run.encoder_dir):
         return Encoder.from_pretrained(run.encoder_dir)
     trainer = Trainer(config, buffer, seed=seed, device=torch.device(device))
     if saved is not None:
-        trainer.load_state(saved)
+        _restore(trainer, saved, run)
     run.rewind_metrics(STAGE, trainer.round)
     updates = trainer.batches()
+    names = ["+".join(domains) for domains in updates]
+    plateau = Plateau(config, len(updates))
     bar = tqdm(
         total=config.rounds * len(updates), initial=trainer.round * len(updates),
         desc="pretrain", unit="update", disable=not progress,
@@ -156,71 +166,122 @@ def pretrain(
             trainer.round += 1
             last = trainer.round == config.rounds
             if trainer.round % config.log_every == 0 or last:
-                _log(run, trainer, ["+".join(domains) for domains in updates], losses, bar)
+                _check_losses(trainer, losses)
+                distances = _log(run, trainer, names, losses)
+                plateau.check(trainer.round, distances)
+                bar.set_postfix(distance=f"{sum(distances.values()) / len(distances):.3f}")
             if trainer.round % config.checkpoint_every == 0 or last or stop.requested:
-                _check_finite(trainer, losses)
+                _check_losses(trainer, losses)
+                _check_weights(trainer)
                 run.save_checkpoint(STAGE, trainer.state())
             if stop.requested and not last:
                 raise Interrupted(
                     f"pretrain stopped after round {trainer.round} of {config.rounds}"
                 )
-    encoder = trainer.model.export()
-    encoder.save_pretrained(
-        run.encoder_dir,
-        metadata={
-            "domains": list(trainer.domains),
-            "objective": "crptpro",
-            "rounds": config.rounds,
-            "batch_size": config.batch_size,
-            "seed": seed,
-            "render": buffer.metadata["render"],
-            "action_repeat": buffer.metadata["action_repeat"],
-        },
-    )
+        encoder = trainer.model.export()
+        encoder.metadata = _provenance(trainer, seed)
+        encoder.save_pretrained(run.encoder_dir)
+        if stop.requested:
+            raise Interrupted("pretrain is done, and its encoder written")
     return encoder.freeze()
 
 
-def _check_finite(trainer: Trainer, losses: list[Losses]) -> None:
-    if not all(math.isfinite(loss.total.item()) for loss in losses):
-        raise DivergenceError(
-            f"the loss should be finite, got {[loss.total.item() for loss in losses]} in round "
-            f"{trainer.round}; "
-            "the last checkpoint is kept. Try a lower learning_rate, or precision fp32."
+def _frame_geometry(buffer: ReplayBuffer, domains: tuple[str, ...]) -> tuple[int, int]:
+    """Channels and size of the square frames that all domains share."""
+    if not domains:
+        raise ValueError("buffer should hold at least one domain, got none")
+    shapes = {domain: buffer.spec(domain).frame_shape for domain in domains}
+    channels, height, width = shapes[domains[0]]
+    if height != width or len(set(shapes.values())) > 1:
+        got = ", ".join(f"{domain} {list(shape)}" for domain, shape in shapes.items())
+        raise ValueError(f"frames of all domains should be of one shape [C, S, S], got {got}")
+    return channels, height
+
+
+def _check_transitions(
+    config: PretrainConfig, buffer: ReplayBuffer, domains: tuple[str, ...]
+) -> None:
+    least = config.frame_stack
+    found = {d: len(buffer.indices(d, frame_stack=config.frame_stack)) for d in domains}
+    short = ", ".join(f"{domain} {n}" for domain, n in found.items() if n < least)
+    if short:
+        raise ValueError(
+            f"every domain should have at least {least} transitions, as many as an observation "
+            f"has frames, got {short}; record more of it, or leave it out of the dataset"
+        )
+    if config.batches == "mixed" and config.batch_size < len(domains):
+        raise ValueError(
+            f"batch_size should be at least the number of domains, {len(domains)}, with batches "
+            f"mixed, got {config.batch_size}"
         )
 
 
+def _restore(trainer: Trainer, saved: dict[str, Any], run: RunDirectory) -> None:
+    try:
+        trainer.load_state(saved)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{run.checkpoint_dir / STAGE}.pt should be a checkpoint of pretrain with this config "
+            f"and dataset, and is not ({error!r}); delete it to begin the stage again"
+        ) from error
+
+
+def _provenance(trainer: Trainer, seed: int) -> dict[str, Any]:
+    """How the encoder came about; None for what a dataset not made by crpt.collect leaves open."""
+    return {
+        "domains": list(trainer.domains),
+        "objective": "crptpro",
+        "rounds": trainer.config.rounds,
+        "batch_size": trainer.config.batch_size,
+        "seed": seed,
+        "render": trainer.buffer.metadata.get("render"),
+        "action_repeat": trainer.buffer.metadata.get("action_repeat"),
+    }
+
+
+def _check_losses(trainer: Trainer, losses: list[Losses]) -> None:
+    values = [loss.total.item() for loss in losses]
+    if not all(math.isfinite(value) for value in values):
+        raise _divergence(trainer, f"the loss should be finite, got {values}")
+
+
+def _check_weights(trainer: Trainer) -> None:
+    # The losses are those before the last step: what it made of the weights does not show there.
+    if not trainer.is_finite():
+        raise _divergence(trainer, "weights and moments of Adam should be finite, and are not")
+
+
+def _divergence(trainer: Trainer, what: str) -> DivergenceError:
+    remedy = f"a learning_rate below {trainer.config.learning_rate:g}"
+    if trainer.config.precision != "fp32":
+        remedy += ", or precision fp32"
+    return DivergenceError(
+        f"{what}, in round {trainer.round}; the last checkpoint is kept. A run keeps its config, "
+        f"so begin another one, in a new --run-dir, with {remedy}."
+    )
+
+
 def _log(
-    run: RunDirectory, trainer: Trainer, names: list[str], losses: list[Losses], bar: tqdm[Any]
-) -> None:
-    """One line per batch of the round, and a warning on the plateau."""
-    _check_finite(trainer, losses)
-    log_m = math.log(trainer.config.prototypes)
-    distances = []
+    run: RunDirectory, trainer: Trainer, names: list[str], losses: list[Losses]
+) -> dict[str, float]:
+    """One line per batch of the round; returns each one's distance from the trivial solution."""
+    distances = {}
     for name, loss in zip(names, losses, strict=True):
-        distances.append(log_m - loss.comparison.item())
+        comparison = loss.comparison.item()
+        distances[name] = math.log(trainer.config.prototypes) - comparison
         run.log(
             STAGE,
             trainer.round,
             domain=name,
             loss=loss.total.item(),
-            comparison_loss=loss.comparison.item(),
+            comparison_loss=comparison,
             intrinsic_loss=loss.intrinsic.item(),
-            distance_from_trivial=distances[-1],
+            distance_from_trivial=distances[name],
             prototypes_in_use=prototypes_in_use(loss.codes),
             assignment_perplexity=assignment_perplexity(loss.codes),
             effective_rank=effective_rank(loss.target),
         )
-    bar.set_postfix(distance=f"{sum(distances) / len(distances):.3f}")
-    if trainer.round >= PLATEAU_ROUNDS and max(distances) < PLATEAU_DISTANCE:
-        warnings.warn(
-            f"after {trainer.round} rounds the comparison loss is within {PLATEAU_DISTANCE} of "
-            f"log M = {log_m:.3f}, its "
-            "trivial solution: the codes are uniform and the encoder learns next to nothing. "
-            "Standardise the "
-            "embeddings: --embedding-norm batch",
-            PlateauWarning,
-            stacklevel=2,
-        )
+    return distances
 
 
 if __name__ == "__main__":

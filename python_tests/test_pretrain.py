@@ -1,4 +1,5 @@
 import json
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -8,7 +9,8 @@ import torch
 import crpt.pretrain
 from crpt.encoder import Encoder, initial_encoder
 from crpt.interrupt import Interrupted
-from crpt.pretrain import DivergenceError, PlateauWarning, Trainer, pretrain
+from crpt.plateau import PlateauWarning
+from crpt.pretrain import DivergenceError, Trainer, pretrain
 from crpt.run_directory import RunDirectory
 
 
@@ -85,6 +87,17 @@ def test_interrupted_and_resumed_equals_never_interrupted(buffer, tmp_path, monk
     assert run.metrics_file.read_text() == whole_run.metrics_file.read_text()
 
 
+def test_a_stop_in_the_last_round_is_not_swallowed(buffer, tmp_path, monkeypatch):
+    _, whole = run_all(small.PRETRAIN, buffer, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        stop_after(patch, small.PRETRAIN.rounds)
+        with pytest.raises(Interrupted, match="pretrain is done, and its encoder written"):
+            run_all(small.PRETRAIN, buffer, tmp_path / "cut")
+    assert_same_encoder(whole, Encoder.from_pretrained(tmp_path / "cut"))
+    _, again = run_all(small.PRETRAIN, buffer, tmp_path / "cut")
+    assert_same_encoder(whole, again)
+
+
 def test_lost_rounds_are_done_again_after_a_kill(buffer, tmp_path, monkeypatch):
     config = replace(small.PRETRAIN, checkpoint_every=4)
     whole_run, whole = run_all(config, buffer, tmp_path / "whole")
@@ -146,13 +159,6 @@ def test_alternate_batches_hold_one_domain_and_mixed_ones_equal_shares(buffer, m
     assert obs.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_the_plateau_is_named_with_its_remedy(buffer, tmp_path, monkeypatch):
-    monkeypatch.setattr(crpt.pretrain, "PLATEAU_ROUNDS", 2)
-    monkeypatch.setattr(crpt.pretrain, "PLATEAU_DISTANCE", 100.0)
-    with pytest.warns(PlateauWarning, match="--embedding-norm batch"):
-        run_all(small.PRETRAIN, buffer, tmp_path)
-
-
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
     buffer, tmp_path, monkeypatch
 ):
@@ -165,11 +171,45 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
         return update(self, domains)
 
     monkeypatch.setattr(Trainer, "update", poisoned)
-    with pytest.raises(DivergenceError, match="in round 4; the last checkpoint is kept"):
+    with pytest.raises(
+        DivergenceError, match=r"loss .* in round 4; the last checkpoint is kept.*new --run-dir"
+    ):
         run_all(small.PRETRAIN, buffer, tmp_path)
     saved = RunDirectory(tmp_path).load_checkpoint("pretrain")
     assert saved["round"] == 2
     assert all(t.isfinite().all() for t in saved["model"].values())
+
+
+@pytest.mark.parametrize("broken", ["weight", "moment"])
+def test_weights_that_the_last_step_broke_are_not_saved(buffer, tmp_path, monkeypatch, broken):
+    step = torch.optim.Adam.step
+
+    def breaking(self):
+        step(self)
+        state = self.state[self.param_groups[0]["params"][0]]
+        if state["step"] == 8:  # the last of round 4: its losses were finite
+            where = self.param_groups[0]["params"][0] if broken == "weight" else state["exp_avg_sq"]
+            with torch.no_grad():
+                where.view(-1)[0] = float("inf")
+
+    monkeypatch.setattr(torch.optim.Adam, "step", breaking)
+    with pytest.raises(DivergenceError, match=r"weights .* finite, and are not, in round 4"):
+        run_all(small.PRETRAIN, buffer, tmp_path)
+    saved = RunDirectory(tmp_path).load_checkpoint("pretrain")
+    assert saved["round"] == 2
+    assert all(t.isfinite().all() for t in saved["model"].values())
+    assert not (tmp_path / "encoder").exists()
+
+
+def test_only_advice_that_is_left_is_given(buffer, tmp_path, monkeypatch):
+    update = Trainer.update
+    nan = torch.tensor(float("nan"))
+    monkeypatch.setattr(Trainer, "update", lambda *args: replace(update(*args), total=nan))
+    with pytest.raises(DivergenceError) as fp32:
+        run_all(small.PRETRAIN, buffer, tmp_path / "fp32")
+    assert "learning_rate below 0.001." in str(fp32.value)
+    with pytest.raises(DivergenceError, match="or precision fp32"):
+        run_all(replace(small.PRETRAIN, precision="bf16"), buffer, tmp_path / "bf16")
 
 
 def test_bf16_follows_fp32(buffer, tmp_path):
@@ -181,7 +221,9 @@ def test_bf16_follows_fp32(buffer, tmp_path):
 
 def test_standardised_embeddings_leave_the_plateau_and_learn_the_state(buffer, tmp_path):
     config = replace(small.PRETRAIN, rounds=60, batch_size=48, log_every=30, checkpoint_every=60)
-    run, _ = run_all(config, buffer, tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", PlateauWarning)
+        run, _ = run_all(config, buffer, tmp_path)
     first, last = (run.metrics("pretrain")[i]["distance_from_trivial"] for i in (0, -1))
     assert last > 0.3
     assert last > first

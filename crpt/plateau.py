@@ -1,0 +1,49 @@
+"""Noticing that pre-training sits on the trivial solution of its objective, uniform codes."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+from crpt.config import PretrainConfig
+
+# Closer than this to log M, the loss of uniform codes, the encoder learns next to nothing.
+DISTANCE = 0.01
+# A run that leaves the plateau has left it after about 50 updates; before, nobody can tell.
+SOONEST_UPDATES = 50
+UPDATES = 150
+
+
+class PlateauWarning(UserWarning):
+    """The comparison loss is no better than that of the trivial solution."""
+
+
+class Plateau:
+    """Warns once, of the domains stuck after 150 updates or at the end of a shorter run."""
+
+    def __init__(self, config: PretrainConfig, updates_per_round: int) -> None:
+        self.config = config
+        self.first_round = min(math.ceil(UPDATES / updates_per_round), config.rounds)
+        self.silent = self.first_round * updates_per_round < SOONEST_UPDATES
+
+    def check(self, round_: int, distances: dict[str, float]) -> None:
+        """`distances`: log M - L_comp of each domain, in this round."""
+        stuck = [name for name, distance in distances.items() if distance < DISTANCE]
+        if self.silent or not stuck or round_ < self.first_round:
+            return
+        self.silent = True
+        warnings.warn(
+            f"after {round_} rounds the comparison loss of {', '.join(stuck)} is no better than "
+            f"that of uniform codes, log M = {math.log(self.config.prototypes):.3f}: the encoder "
+            f"learns next to nothing there. {self._remedy()}",
+            PlateauWarning,
+            stacklevel=3,
+        )
+
+    def _remedy(self) -> str:
+        if self.config.embedding_norm == "batch":
+            return "Try another learning_rate or a larger batch_size, in a new --run-dir."
+        return (
+            "Standardise the embeddings, embedding_norm: batch, in a new --run-dir: crpt.pretrain "
+            "--embedding-norm batch, or crpt.train --pretrain.embedding-norm batch"
+        )

@@ -1,0 +1,66 @@
+import warnings
+from dataclasses import replace
+
+import pytest
+import small
+
+from crpt.plateau import Plateau, PlateauWarning
+from crpt.pretrain import pretrain
+from crpt.run_directory import RunDirectory
+
+STUCK = replace(
+    small.PRETRAIN,
+    rounds=160,
+    learning_rate=1e-4,
+    projection_dim=128,
+    prototypes=512,
+    embedding_norm="none",
+    log_every=20,
+    checkpoint_every=160,
+)
+
+
+def test_a_run_on_the_plateau_says_so_once_with_the_remedy(tmp_path):
+    buffer, run = small.dataset(tmp_path / "dataset"), RunDirectory(tmp_path / "run")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        pretrain(STUCK, buffer, run, seed=0, progress=False)
+    (warning,) = [w for w in caught if issubclass(w.category, PlateauWarning)]
+    message = str(warning.message)
+    # 150 updates are 75 rounds of two domains; the next line of metrics is that of round 80.
+    assert message.startswith("after 80 rounds the comparison loss of dot_blue, dot_red is no ")
+    assert "log M = 6.238" in message
+    for remedy in (
+        "embedding_norm: batch",
+        "crpt.pretrain --embedding-norm batch",
+        "crpt.train --pretrain.embedding-norm batch",
+        "new --run-dir",
+    ):
+        assert remedy in message
+    assert all(abs(line["distance_from_trivial"]) < 0.01 for line in run.metrics()[-2:])
+
+
+@pytest.mark.parametrize(
+    ("rounds", "domains", "first"), [(16_666, 3, 50), (100, 3, 50), (20, 3, 20), (1000, 1, 150)]
+)
+def test_the_plateau_is_judged_after_150_updates_or_at_the_end(rounds, domains, first):
+    plateau = Plateau(replace(STUCK, rounds=rounds), domains)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plateau.check(first - 1, {"a": 0.0})
+    with pytest.warns(PlateauWarning):
+        plateau.check(first, {"a": 0.0})
+
+
+def test_a_run_too_short_to_leave_the_plateau_is_not_judged():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Plateau(replace(STUCK, rounds=16), 3).check(16, {"a": 0.0})
+
+
+def test_only_the_domains_on_the_plateau_are_named_and_standardising_is_not_advised_twice():
+    plateau = Plateau(replace(STUCK, embedding_norm="batch"), 2)
+    with pytest.warns(PlateauWarning, match="loss of stuck is no better.*learning_rate") as caught:
+        plateau.check(100, {"moving": 0.5, "stuck": 0.001})
+    assert "moving" not in str(caught[0].message)
+    assert "--embedding-norm" not in str(caught[0].message)
