@@ -128,8 +128,10 @@ class Finetuner:
     def _explore(self, features: Tensor, rng: np.random.Generator) -> NDArray[np.float32]:
         if self.counters.agent_steps < self.config.random_steps:
             return rng.uniform(self.space.low, self.space.high).astype(np.float32)
-        action: NDArray[np.float32] = self.agent.act(features, explore=True).cpu().numpy()
-        return action
+        action = self.agent.act(features, explore=True).cpu()
+        self._require_finite({"the agent's action": action}, "actions")
+        chosen: NDArray[np.float32] = action.numpy()
+        return chosen
 
     def _update(self) -> None:
         batch = self.replay.sample()

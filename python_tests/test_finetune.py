@@ -1,6 +1,11 @@
+import os
+import shutil
+import signal
+import sys
 from dataclasses import replace
 
 import dot_env
+import gymnasium
 import numpy as np
 import pytest
 import small
@@ -8,13 +13,14 @@ import torch
 
 import crpt.agents.replay
 import crpt.finetune
+from crpt.agents.replay import AgentReplay
 from crpt.encoder import Encoder, EncoderConfig
 from crpt.envs import FrameStack
 from crpt.evaluate import evaluate_policy, random_policy
 from crpt.finetune import Finetuner, finetune, trained_policy
 from crpt.interrupt import Interrupted
 from crpt.replay import ReplayBuffer
-from crpt.run_directory import RunDirectory
+from crpt.run_directory import CheckpointError, RunDirectory
 
 
 def make_env():
@@ -116,20 +122,216 @@ def test_random_steps_are_random_and_later_ones_are_not(encoder, tmp_path, monke
     assert explored == [True] * 90
 
 
-def test_ctrl_c_stops_between_steps_and_says_where_it_goes_on(encoder, tmp_path, monkeypatch):
+def ctrl_c_when(monkeypatch, owner, method: str, condition) -> None:
+    """Ctrl-C right after a call of the method; the condition gets what the method got."""
+    original = getattr(owner, method)
+
+    def wrapped(self, *args, **kwargs):
+        result = original(self, *args, **kwargs)
+        if condition(self, *args):
+            os.kill(os.getpid(), signal.SIGINT)
+        return result
+
+    monkeypatch.setattr(owner, method, wrapped)
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        (100, "at agent step 100 of 150; it goes on from step 72"),
+        (108, "at agent step 108 of 150; it goes on from step 108"),  # the last of an episode
+        (150, "at agent step 150 of 150; it goes on from step 150"),  # and of the run
+    ],
+)
+def test_ctrl_c_stops_between_steps_and_says_where_it_goes_on(
+    step, message, encoder, tmp_path, monkeypatch
+):
+    config = replace(small.FINETUNE, evaluate_every=1000)
+    whole, _ = run_all(config, encoder, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(Finetuner, "_evaluate", lambda self, check_stop: None)
+        ctrl_c_when(patch, Finetuner, "_update", lambda self: self.counters.agent_steps == step)
+        with pytest.raises(Interrupted, match=message):
+            run_all(config, encoder, tmp_path / "cut")
+    resumed, _ = run_all(config, encoder, tmp_path / "cut")
+    assert same_state(whole.load_checkpoint("finetune"), resumed.load_checkpoint("finetune"))
+
+
+def test_ctrl_c_while_the_last_checkpoint_is_written_neither_loses_it_nor_goes_unheard(
+    encoder, tmp_path, monkeypatch
+):
+    def last(run, name, state):
+        return state["counters"]["agent_steps"] == 150
+
+    with monkeypatch.context() as patch:
+        ctrl_c_when(patch, RunDirectory, "save_checkpoint", last)
+        with pytest.raises(Interrupted, match="at agent step 150 of 150"):
+            run_all(small.FINETUNE, encoder, tmp_path)
+    monkeypatch.setattr(Finetuner, "__init__", None)
+    run_all(small.FINETUNE, encoder, tmp_path)
+
+
+def test_ctrl_c_stops_an_evaluation_after_the_step(encoder, tmp_path, monkeypatch):
+    steps = 0
+
+    def first_of_many(env, action):
+        nonlocal steps
+        evaluating = sys._getframe(2).f_code.co_name == "evaluate_policy"
+        steps += evaluating
+        return evaluating and steps == 1
+
+    ctrl_c_when(monkeypatch, FrameStack, "step", first_of_many)
+    with pytest.raises(Interrupted, match="at agent step 75 of 150; it goes on from step 72"):
+        run_all(small.FINETUNE, encoder, tmp_path)
+    assert steps == 1
+
+
+def test_a_checkpoint_without_its_replay_says_what_to_do(encoder, tmp_path, monkeypatch):
+    interrupt_at(monkeypatch, 100, SystemExit)
+    with pytest.raises(SystemExit):
+        run_all(small.FINETUNE, encoder, tmp_path)
+    monkeypatch.undo()
+    checkpoints = RunDirectory(tmp_path).checkpoint_dir
+    shutil.rmtree(checkpoints / "finetune_replay")
+    with pytest.raises(CheckpointError, match="delete the checkpoint to begin the stage again"):
+        run_all(small.FINETUNE, encoder, tmp_path)
+    (checkpoints / "finetune.pt").unlink()
+    run, _ = run_all(small.FINETUNE, encoder, tmp_path)
+    assert run.load_checkpoint("finetune")["counters"]["agent_steps"] == 150
+
+
+def test_the_agent_gets_the_task_s_reward_and_the_weighted_bonus(encoder, tmp_path, monkeypatch):
+    sampled, learned, embedded = [], [], []
+    sample, update = AgentReplay.sample, crpt.finetune.SAC.update
+
+    def recorded_sample(self):
+        sampled.append(sample(self))
+        return sampled[-1]
+
+    def bonus(self, z):
+        embedded.append(z)
+        return torch.arange(len(z), dtype=torch.float32)
+
+    def recorded_update(self, batch):
+        learned.append(batch)
+        return update(self, batch)
+
+    monkeypatch.setattr(AgentReplay, "sample", recorded_sample)
+    monkeypatch.setattr(crpt.finetune.IntrinsicReward, "__call__", bonus)
+    monkeypatch.setattr(crpt.finetune.SAC, "update", recorded_update)
+    run_all(replace(small.FINETUNE, intrinsic_reward=0.7), encoder, tmp_path)
+    assert len(learned) == len(sampled) == 91
+    for before, after, z in zip(sampled, learned, embedded, strict=True):
+        torch.testing.assert_close(after.reward, before.reward + 0.7 * torch.arange(16))
+        assert after.features is before.features
+        assert after.discount is before.discount
+        torch.testing.assert_close(z, before.next_features / 4)  # z of 16 dimensions, unit length
+
+
+class Taciturn(gymnasium.Wrapper):
+    """Tells neither state nor discount; every other episode terminates after five steps."""
+
+    episodes = 0
+
+    def reset(self, **kwargs):
+        self.episodes += 1
+        self.steps = 0
+        return self.env.reset(**kwargs)[0], {}
+
+    def step(self, action):
+        obs, reward, _, truncated, _ = self.env.step(action)
+        self.steps += 1
+        return obs, reward, self.episodes % 2 == 0 and self.steps == 5, truncated, {}
+
+
+def test_environments_need_not_tell_state_and_discount(encoder, tmp_path):
+    def taciturn():
+        return FrameStack(Taciturn(dot_env.make("dot_red")), 3)
+
+    run = RunDirectory(tmp_path)
+    finetune(small.FINETUNE, encoder, run, taciturn, seed=0, progress=False)
+    ring = ReplayBuffer.open(run.checkpoint_dir / "finetune_replay")
+    arrays, episodes = ring.arrays("dot_red"), ring.episodes("dot_red")
+    assert {len(episode) - 1 for episode in episodes[:-1]} == {5, 12}
+    for episode in episodes:
+        discounts = arrays["discounts"][episode]
+        assert (discounts[:-1] == 1).all()
+        assert discounts[-1] == (0 if len(episode) == 6 else 1)
+
+
+def test_every_line_of_losses_has_the_actor_s(encoder, tmp_path):
+    config = replace(small.FINETUNE, random_steps=61, log_every=10, actor_every=2)
+    run, _ = run_all(config, encoder, tmp_path)
+    lines = [line for line in run.metrics("finetune") if "critic_loss" in line]
+    assert [line["step"] for line in lines] == list(range(70, 151, 10))
+    assert all({"actor_loss", "entropy", "temperature"} <= line.keys() for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("weight", "step", "message"),
+    [
+        ("target_critic.q1.0.weight", 108, r"weights .* in target_critic\.q1\.0\.weight"),
+        ("actor.policy.0.bias", 80, "actions .* in the agent's action"),
+    ],
+)
+def test_what_is_not_finite_is_neither_saved_nor_played(
+    weight, step, message, encoder, tmp_path, monkeypatch
+):
     update = Finetuner._update
 
-    def interrupted(self):
+    def poisoned(self):
         update(self)
-        if self.counters.agent_steps == 100:
-            import os
-            import signal
+        if self.counters.agent_steps == step:
+            with torch.no_grad():
+                self.agent.weights()[weight].fill_(float("nan"))
 
-            os.kill(os.getpid(), signal.SIGINT)
+    monkeypatch.setattr(Finetuner, "_update", poisoned)
+    with pytest.raises(FloatingPointError, match=message):
+        run_all(replace(small.FINETUNE, log_every=1000), encoder, tmp_path)
+    kept = RunDirectory(tmp_path).load_checkpoint("finetune")
+    assert kept["counters"]["agent_steps"] == 72
 
-    monkeypatch.setattr(Finetuner, "_update", interrupted)
-    with pytest.raises(Interrupted, match="at agent step 100 of 150; it goes on from step 72"):
+
+def test_to_act_only_the_actor_is_loaded(encoder, tmp_path):
+    run, policy = run_all(small.FINETUNE, encoder, tmp_path)
+    actor = run.load_checkpoint("finetune")["agent"]["actor"]
+    env = make_env()
+    again = trained_policy(small.FINETUNE, encoder, env, {"agent": {"actor": actor}})
+    obs, _ = env.reset(seed=1)
+    assert np.array_equal(policy(obs), again(obs))
+
+
+def test_the_caller_s_encoder_stays_as_it_is(tmp_path):
+    encoder = Encoder(EncoderConfig(image_size=20, projection_dim=16))
+    config = replace(small.FINETUNE, intrinsic_reward=0.0, agent_steps=70)
+    run_all(config, encoder, tmp_path)
+    assert not encoder.frozen
+    assert encoder.training
+    assert all(p.requires_grad for p in encoder.parameters())
+
+
+def test_environment_and_exploration_draw_from_streams_of_their_own(encoder, tmp_path, monkeypatch):
+    seeds = []
+    reset = dot_env.DotEnv.reset
+
+    def recorded(self, *, seed=None, options=None):
+        seeds.append(seed)
+        return reset(self, seed=seed, options=options)
+
+    generators = []
+    default_rng = np.random.default_rng
+
+    def recorded_rng(seed=None):
+        generators.append(seed)
+        return default_rng(seed)
+
+    monkeypatch.setattr(dot_env.DotEnv, "reset", recorded)
+    with monkeypatch.context() as patch:
+        patch.setattr(crpt.finetune.np.random, "default_rng", recorded_rng)
         run_all(small.FINETUNE, encoder, tmp_path)
+    exploration = [seed for seed in generators if isinstance(seed, int)]
+    assert len(set(exploration)) >= 13
+    assert not set(exploration) & set(seeds)
 
 
 def test_a_finished_run_returns_at_once(encoder, tmp_path, monkeypatch):
