@@ -161,7 +161,7 @@ class FinetuneConfig:
     encode: Literal["sampled", "stored"] = "sampled"
     """sampled: shift and encode every sampled observation (the paper). stored: encode each
     observation once, unshifted, when it is stored: no augmentation, and a hundred times less
-    work, which is what a CPU can do."""
+    work, which is what a CPU can do. The features are kept in memory as float16."""
     features: Literal["h", "z"] = "h"
     """What actor and critic see. h: the 39,200 convolutional features (the paper). z: the
     128-dimensional embedding, a tenth of the work of an update and all that pre-training through
