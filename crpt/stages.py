@@ -23,7 +23,6 @@ from crpt.config import (
     ProbeConfig,
 )
 from crpt.encoder import Encoder, EncoderFileError, has_encoder, initial_encoder
-from crpt.evaluate import episode_seed as stream_seed
 from crpt.evaluate import evaluate_policy, random_policy, summary
 from crpt.finetune import STAGE as FINETUNE
 from crpt.finetune import finetune, trained_policy
@@ -32,6 +31,7 @@ from crpt.pretrain import pretrain
 from crpt.probe import probe, to_json
 from crpt.replay import ReplayBuffer
 from crpt.run_directory import ConfigMismatchError, RunDirectory
+from crpt.seeds import stream_seed
 
 # Streams of a run's seed for what is measured, apart from what is trained on.
 PROBE_STREAM, EVALUATE_STREAM, FINETUNE_STREAM = 1, 2, 3

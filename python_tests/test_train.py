@@ -178,7 +178,8 @@ def test_a_longer_trained_agent_or_more_episodes_are_evaluated_again(finished, t
     assert more["policy"]["returns"][:3] == first["policy"]["returns"]
 
 
-def test_every_environment_is_made_as_its_stage_says(tmp_path):
+def test_every_environment_is_made_as_its_stage_says(tmp_path, monkeypatch):
+    monkeypatch.setattr("crpt.collect.os.sched_getaffinity", lambda process: {0})  # no workers
     made = []
 
     def make(domain, **settings):
