@@ -75,7 +75,7 @@ def known_names() -> list[str]:
 
 
 def require_known(domain: str) -> None:
-    """Raises the ValueError that `make` would raise for an unknown name, without making anything."""
+    """Raises the ValueError that `make` would raise for an unknown name."""
     names = known_names()
     if domain not in names:
         raise ValueError(_unknown(domain, names))
