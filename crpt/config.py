@@ -195,8 +195,8 @@ class FinetuneConfig:
     log_every: int = field(default=100, metadata=RESUMABLE)
     """Agent steps between two lines of losses."""
     checkpoint_every: int = field(default=5_000, metadata=RESUMABLE)
-    """Agent steps between two checkpoints; one is written at the end of the episode that passes
-    them."""
+    """Agent steps between two checkpoints, at the end of an episode; sooner where the replay would
+    overwrite what the last one needs."""
 
     def __post_init__(self) -> None:
         _check_choices(self)

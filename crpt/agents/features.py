@@ -13,7 +13,7 @@ from crpt.encoder import Encoder
 
 
 class FeatureExtractor:
-    """h, or z scaled to unit variance, of a frozen encoder.
+    """h, or sqrt(D) z (a component has mean square 1), of a frozen encoder.
 
     uint8 [B, C, H, W] -> float32 [B, F]. Works on a copy: the caller's encoder stays as it is.
     """
