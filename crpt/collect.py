@@ -58,7 +58,8 @@ def collect(
         RenderingUnavailableError: no OpenGL backend works here.
         CollectError: an environment failed; the message names its domain.
     """
-    _check(config, seed)
+    if seed < 0:
+        raise ValueError(f"seed should be at least 0, got {seed}")
     dataset = Path(dataset)
     buffer = _open(config, dataset, seed)
     pending = [domain for domain in config.domains if not is_complete(config, buffer, domain)]
@@ -90,20 +91,6 @@ def collect(
                     on_progress=partial(bars.show_one, domain),
                 )
     return ReplayBuffer.open(dataset)
-
-
-def _check(config: CollectConfig, seed: int) -> None:
-    if not config.domains:
-        raise ValueError("domains should have at least one name, got none")
-    if len(set(config.domains)) != len(config.domains):
-        raise ValueError(f"domains should be different, got {list(config.domains)}")
-    for name in ("transitions", "episode_length", "action_repeat", "image_size"):
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise ValueError(f"{name} should be at least 1, got {value}")
-    for name, value in (("workers", config.workers), ("seed", seed)):
-        if value < 0:
-            raise ValueError(f"{name} should be at least 0, got {value}")
 
 
 def _open(config: CollectConfig, dataset: Path, seed: int) -> ReplayBuffer:

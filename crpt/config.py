@@ -67,10 +67,10 @@ class CollectConfig:
 
     def __post_init__(self) -> None:
         _check_choices(self)
-        if len(self.domains) == 0 or len(set(self.domains)) != len(self.domains):
-            raise ValueError(
-                f"domains should be one or more different names, got {list(self.domains)}"
-            )
+        if len(self.domains) == 0:
+            raise ValueError("domains should have at least one name, got none")
+        if len(set(self.domains)) != len(self.domains):
+            raise ValueError(f"domains should be different, got {list(self.domains)}")
         _check_least(
             self, transitions=1, episode_length=1, action_repeat=1, image_size=1, workers=0
         )

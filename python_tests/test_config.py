@@ -16,8 +16,8 @@ from crpt.config import (
 @pytest.mark.parametrize(
     ("config", "field", "value", "message"),
     [
-        (CollectConfig, "domains", (), "domains should be one or more different names"),
-        (CollectConfig, "domains", ("a", "a"), "domains should be one or more different names"),
+        (CollectConfig, "domains", (), "domains should have at least one name, got none"),
+        (CollectConfig, "domains", ("a", "a"), r"domains should be different, got \['a', 'a'\]"),
         (CollectConfig, "transitions", 0, "transitions should be at least 1, got 0"),
         (CollectConfig, "episode_length", 0, "episode_length should be at least 1"),
         (CollectConfig, "render", "Fast", "render should be one of exact, fast, got 'Fast'"),
