@@ -19,6 +19,7 @@ from toy_replay import SPEC, filled, write_episode
 
 from crpt import replay
 from crpt.replay import DomainSpec, ReplayBuffer
+from crpt.replay.files import FileStore
 
 # Crashes
 
@@ -312,3 +313,45 @@ def test_a_bad_file_is_named(tmp_path, case):
     spoil(path)
     with pytest.raises(error, match=message):
         ReplayBuffer.open(path)
+
+
+# Readers beside a writer that makes the files longer
+
+
+@pytest.fixture
+def growing(tmp_path, monkeypatch):
+    """A domain of 9 slots whose writer adds more between a reader's mapping and its next look."""
+    filled(tmp_path / "data", episodes=1, capacity=9)
+    writer = ReplayBuffer.open(tmp_path / "data").writer("toy", when_full="grow")
+    monkeypatch.setattr("crpt.replay.writer._GROWTH", 9)
+    mapped = FileStore._map
+    moments = iter((True, False))
+
+    def map_then_grow(store):
+        mapped(store)
+        if store._mode == "r" and next(moments, False):
+            write_episode(writer, 100, 6)
+            write_episode(writer, 200, 6)
+
+    def arm():
+        monkeypatch.setattr(FileStore, "_map", map_then_grow)
+
+    yield tmp_path / "data", writer, arm
+    writer.close()
+
+
+def test_opening_just_while_the_files_grow(growing):
+    path, _, arm = growing
+    arm()
+    assert ReplayBuffer.open(path).num_transitions("toy") == 18
+
+
+def test_looking_just_while_the_files_grow_again(growing):
+    path, writer, arm = growing
+    reader = ReplayBuffer.open(path)
+    write_episode(writer, 50, 6)
+    arm()
+    store = reader._store("toy")
+    _, committed = store.window()
+    assert 14 <= committed <= store.capacity  # what is mapped, though more is there by now
+    assert reader.num_transitions("toy") == 24  # and then all of it

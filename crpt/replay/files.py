@@ -48,8 +48,7 @@ class FileStore(Store):
         self._mode: Any = "r+" if write else "r"
         self._lock: BinaryIO | None = _lock(directory / "cursor") if write else None
         try:
-            self._map()
-            self._check_cursor()
+            self._map_what_the_cursor_commits()
         except BaseException:
             self.release()
             raise
@@ -59,6 +58,8 @@ class FileStore(Store):
         if floor == 0 and committed > self.capacity:  # another process made the files longer
             self._map()
             floor, committed = super().window()
+            if floor == 0:  # and longer again since
+                committed = min(committed, self.capacity)
         return floor, committed
 
     def view(self) -> Mapping[str, Array]:
@@ -92,6 +93,18 @@ class FileStore(Store):
             except (ValueError, DatasetCorruptError):
                 time.sleep(0.01)
         self._try_to_map()
+
+    def _map_what_the_cursor_commits(self) -> None:
+        # A writer that makes the files longer just now commits more than was mapped before.
+        for _ in range(_MAP_ATTEMPTS - 1):
+            self._map()
+            try:
+                self._check_cursor()
+                return
+            except DatasetCorruptError:
+                time.sleep(0.01)
+        self._map()
+        self._check_cursor()
 
     def _try_to_map(self) -> None:
         files = {name: self._directory / f"{name}.npy" for name in self.spec.fields()}
