@@ -16,7 +16,8 @@ __path__ = extend_path(__path__, __name__)
 
 if sys.argv[:1] == ["-m"] and any(word.startswith("crpt.") for word in sys.orig_argv):
     # Python is looking for one of our commands to run. OpenMP threads that spin while they wait for
-    # each other make a busy machine tens of times slower; asleep, they cost an idle one little.
+    # each other make a busy machine tens of times slower; asleep, they cost an idle one some speed
+    # (small operations most), which OMP_WAIT_POLICY=ACTIVE gives back.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
