@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 # the installed package.
 __path__ = extend_path(__path__, __name__)
 
-if sys.argv[:1] == ["-m"] and any(word.startswith("crpt.") for word in sys.orig_argv):
-    # Python is looking for one of our commands to run. OpenMP threads that spin while they wait for
-    # each other make a busy machine tens of times slower; asleep, they cost an idle one some speed
-    # (small operations most), which OMP_WAIT_POLICY=ACTIVE gives back.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+_is_command = sys.argv[:1] == ["-m"] and any(word.startswith("crpt.") for word in sys.orig_argv)
+if _is_command and "OMP_WAIT_POLICY" not in os.environ:
+    # Python is looking for one of our commands to run. OpenMP threads that spin for long while they
+    # wait for each other make a busy machine tens of times slower; so short a spin costs an idle
+    # one nothing. A wait policy of the user's own decides instead.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 if TYPE_CHECKING:
     from crpt.encoder import Encoder

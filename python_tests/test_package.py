@@ -2,11 +2,12 @@ import os
 import subprocess
 import sys
 
-PROBE = "import os, sys; print(os.environ.get('OMP_WAIT_POLICY'), sorted(sys.modules))"
+OPENMP = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+PROBE = "import os, sys; print(os.environ.get('GOMP_SPINCOUNT'), sorted(sys.modules))"
 
 
 def python(*arguments: str, **environment: str) -> str:
-    variables = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"} | environment
+    variables = {k: v for k, v in os.environ.items() if k not in OPENMP} | environment
     done = subprocess.run(
         [sys.executable, *arguments], capture_output=True, text=True, env=variables, check=True
     )
@@ -26,14 +27,14 @@ def test_importing_the_operators_or_the_encoder_imports_no_simulator():
         assert f"'{module}'" not in out
 
 
-def test_commands_let_waiting_threads_sleep_unless_told_otherwise(tmp_path):
-    at_exit = "import atexit, os; atexit.register(lambda: print(os.environ.get('OMP_WAIT_POLICY')))"
-    (tmp_path / "sitecustomize.py").write_text(at_exit)
+def test_commands_let_waiting_threads_spin_only_briefly_unless_told_otherwise(tmp_path):
+    show = "lambda: print(os.environ.get('GOMP_SPINCOUNT'))"
+    (tmp_path / "sitecustomize.py").write_text(f"import atexit, os; atexit.register({show})")
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     command = ("-m", "crpt.config")  # a module that does nothing when run
-    assert python(*command, PYTHONPATH=path).split() == ["PASSIVE"]
-    chosen = python(*command, PYTHONPATH=path, OMP_WAIT_POLICY="ACTIVE")
-    assert chosen.split() == ["ACTIVE"]
+    assert python(*command, PYTHONPATH=path).split() == ["10000"]
+    assert python(*command, PYTHONPATH=path, GOMP_SPINCOUNT="7").split() == ["7"]
+    assert python(*command, PYTHONPATH=path, OMP_WAIT_POLICY="ACTIVE").split() == ["None"]
 
 
 def test_an_unknown_attribute_is_an_attribute_error():
