@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from crpt import replay
 from crpt.replay import DomainSpec, ReplayBuffer
@@ -32,3 +33,8 @@ def filled(place: Path | None, episodes: int = 4, length: int = 6, **spec) -> Re
         for e in range(episodes):
             write_episode(writer, 10 * e, length, discount=0.0 if e % 2 else 1.0)
     return buffer
+
+
+def ids(images: torch.Tensor) -> list[tuple[int, ...]]:
+    """[N, K, 4, 4] of constant frames -> their values."""
+    return [tuple(row) for row in images[:, :, 0, 0].tolist()]
