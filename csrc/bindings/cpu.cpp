@@ -9,6 +9,7 @@
 #include <array>
 #include <string>
 
+#include "bindings/replay.h"
 #include "kernels/dispatch.h"
 #include "kernels/frame_stack.h"
 #include "kernels/intrinsic_loss.h"
@@ -229,7 +230,7 @@ void knn_distance_backward(Address grad, Address queries, Address keys, Address 
 }  // namespace
 
 PYBIND11_MODULE(_cpu, module) {
-  module.doc() = "The CPU kernels; use crpt.ops.";
+  module.doc() = "The CPU kernels and the replay's storage; use crpt.ops and crpt.replay.";
   // Chosen here, so that a wrong CRPT_ISA fails the import and not the first call.
   module.attr("isa") = crpt::isa_name(crpt::isa());
   module.def("sinkhorn", &sinkhorn);
@@ -243,4 +244,5 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("frame_stack", &frame_stack);
   module.def("knn_distance", &knn_distance);
   module.def("knn_distance_backward", &knn_distance_backward);
+  bind_replay(module);
 }
