@@ -70,7 +70,7 @@ def _backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, Te
         return None, None, None
     scores, codes, logsumexp = ctx.saved_tensors
     ops, t = torch.ops.crpt, ctx.temperature
-    wants_scores, wants_codes, _unused = ctx.needs_input_grad
+    wants_scores, wants_codes = ctx.needs_input_grad[:2]
     return (
         ops.prototype_loss_backward_scores(grad, scores, codes, logsumexp, t)
         if wants_scores

@@ -33,7 +33,20 @@ struct PrototypeLossBackwardArgs {
   int threads;
 };
 
+// The loss, and in one pass over the scores its gradient for them, when it is known beforehand that
+// it will be asked for.
+struct PrototypeLossGradientArgs {
+  void* scores;       // [problems, B, M]: the scores on entry, their gradient on return
+  const void* codes;  // [problems, B, M]
+  void* loss;         // [problems]
+  DType dtype;        // the compute type: f32 or f64
+  int64_t problems, samples, prototypes;
+  double temperature;
+  int threads;
+};
+
 CRPT_KERNEL(void, prototype_loss, PrototypeLossArgs)
+CRPT_KERNEL(void, prototype_loss_gradient, PrototypeLossGradientArgs)
 CRPT_KERNEL(void, prototype_loss_backward, PrototypeLossBackwardArgs)
 
 }  // namespace crpt
