@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from crpt.ops import arguments, checks
-from crpt.ops.autograd import differentiable_once, fake, gradient
+from crpt.ops.autograd import call, differentiable_once, fake, gradient, in_transform
 from crpt.ops.checks import compute_dtype
 
 
@@ -54,16 +54,17 @@ def prototype_objective(
     embeddings, prototypes, codes = arguments.several(
         ("embeddings", "prototypes", "codes"), embeddings, prototypes, codes
     )
-    grad = torch.is_grad_enabled()
-    loss, comparison, intrinsic, _, _ = torch.ops.crpt.prototype_objective(
+    grad, unknown = torch.is_grad_enabled(), in_transform()
+    loss, comparison, intrinsic, _, _ = call(
+        "prototype_objective",
         embeddings,
         prototypes,
         codes.detach(),
         arguments.real("temperature", temperature),
         arguments.real("intrinsic_weight", intrinsic_weight),
         arguments.real("offset", offset),
-        grad and embeddings.requires_grad,
-        grad and prototypes.requires_grad,
+        grad and (unknown or embeddings.requires_grad),
+        grad and (unknown or prototypes.requires_grad),
     )
     return loss, comparison, intrinsic
 
@@ -79,14 +80,12 @@ def _(
     of_embeddings: bool,
     of_prototypes: bool,
 ) -> tuple[Tensor, ...]:
-    checks.prototype_objective(
-        embeddings, prototypes, codes, temperature, intrinsic_weight, offset
-    )
+    checks.prototype_objective(embeddings, prototypes, codes, temperature, intrinsic_weight, offset)
     compute, leading = compute_dtype(embeddings.dtype), embeddings.shape[:-2]
     return (
         *(embeddings.new_empty(leading) for _ in range(3)),
-        embeddings.new_empty(embeddings.shape if of_embeddings else 0, dtype=compute),
-        embeddings.new_empty(prototypes.shape if of_prototypes else 0, dtype=compute),
+        embeddings.new_empty(embeddings.shape if of_embeddings else (*leading, 0), dtype=compute),
+        embeddings.new_empty(prototypes.shape if of_prototypes else (*leading, 0), dtype=compute),
     )
 
 
@@ -122,7 +121,7 @@ def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, .
     if any(w and not k for w, k in zip(wanted, ctx.known, strict=True)):
         raise RuntimeError("crpt::prototype_objective was called without a gradient that is needed")
     # The inputs go along only so that a second derivative is refused instead of being left out.
-    gradients = torch.ops.crpt.prototype_objective_backward(grad, *ctx.saved_tensors)
+    gradients = call("prototype_objective_backward", grad, *ctx.saved_tensors)
     return (*(g if w else None for g, w in zip(gradients, wanted, strict=True)), *(None,) * 6)
 
 

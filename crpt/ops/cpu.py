@@ -170,9 +170,7 @@ def prototype_objective_cpu(
     of_embeddings: bool,
     of_prototypes: bool,
 ) -> tuple[Tensor, ...]:
-    checks.prototype_objective(
-        embeddings, prototypes, codes, temperature, intrinsic_weight, offset
-    )
+    checks.prototype_objective(embeddings, prototypes, codes, temperature, intrinsic_weight, offset)
     dtype, compute = embeddings.dtype, compute_dtype(embeddings.dtype)
     unit, norm = _row_normalize(embeddings)
     c, codes = prototypes.to(compute), codes.to(compute).contiguous()
@@ -185,7 +183,8 @@ def prototype_objective_cpu(
     )  # fmt: skip
     grad_scores = scores  # the kernel has written it over them
     intrinsic, weights = intrinsic_loss_cpu(c, offset)
-    grad_embeddings = grad_prototypes = scores.new_empty(0)
+    grad_embeddings = scores.new_empty((*comparison.shape, 0))
+    grad_prototypes = scores.new_empty((*comparison.shape, 0))
     if of_embeddings:
         grad_embeddings = _row_normalize_backward(matmul(grad_scores, c), unit, norm)
     if of_prototypes:

@@ -203,16 +203,15 @@ def prototype_objective_cuda(
     of_embeddings: bool,
     of_prototypes: bool,
 ) -> tuple[Tensor, ...]:
-    checks.prototype_objective(
-        embeddings, prototypes, codes, temperature, intrinsic_weight, offset
-    )
+    checks.prototype_objective(embeddings, prototypes, codes, temperature, intrinsic_weight, offset)
     dtype, compute = embeddings.dtype, compute_dtype(embeddings.dtype)
     unit, norm = _row_normalize(embeddings)
     c, codes = prototypes.to(compute), codes.to(compute)
     scores = matmul(unit, c.mT)  # [..., B, M]
     comparison, logsumexp = prototype_loss_cuda(scores, codes, temperature)
     intrinsic, weights = intrinsic_loss_cuda(c, offset)
-    grad_embeddings = grad_prototypes = scores.new_empty(0)
+    grad_embeddings = scores.new_empty((*comparison.shape, 0))
+    grad_prototypes = scores.new_empty((*comparison.shape, 0))
     if of_embeddings or of_prototypes:
         grad_scores = prototype_loss_backward_scores_cuda(
             torch.ones_like(comparison), scores, codes, logsumexp, temperature

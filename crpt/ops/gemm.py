@@ -29,10 +29,9 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
 
 
 def scaled(grad: Tensor, gradient: Tensor) -> Tensor:
-    """grad times a gradient of compute type, [...] and [..., R, D], in the dtype of `grad`; an empty
-    one stays empty."""
-    if gradient.dim() == 1:
-        return gradient.new_empty(0, dtype=grad.dtype)
+    """grad [...] times gradient [..., R, D], in the dtype of grad; an empty one stays empty."""
+    if gradient.dim() < grad.dim() + 2:
+        return gradient.new_empty(gradient.shape, dtype=grad.dtype)
     return (gradient * grad[..., None, None]).to(grad.dtype)
 
 
@@ -42,7 +41,7 @@ def _is_large(a: Tensor, b: Tensor) -> bool:
         a.shape[-2] * a.shape[-1] * b.shape[-1] >= _WORTH_A_CALL
         and a.numel() > 0
         and b.numel() > 0
-        and torch.backends.mkldnn.enabled
+        and bool(torch.backends.mkldnn.enabled)
     )
 
 
@@ -58,7 +57,7 @@ def _onednn(a: Tensor, b: Tensor) -> Tensor:
 
 def _linear(rows: Tensor, weight: Tensor) -> Tensor:
     """rows @ weight.T, [..., K] and [N, K] -> [..., N]: what torch.compile's linear layers call."""
-    return torch.ops.mkldnn._linear_pointwise(rows, weight, None, "none", [], "")
+    return torch.ops.mkldnn._linear_pointwise.default(rows, weight, None, "none", [], "")
 
 
 def _strided(x: Tensor) -> Tensor:

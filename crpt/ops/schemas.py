@@ -11,8 +11,8 @@ prototype_similarity  -> similarity [..., B, M]; in compute: unit rows [..., B, 
 prototype_loss        -> loss [...]; row logsumexp of (scores - the row's largest) / temperature
                          [..., B] in compute
 prototype_objective   -> loss, its comparison and its intrinsic part [...]; in compute, the gradients
-                         of the loss for the embeddings [..., B, D] and for the prototypes
-                         [..., M, D], each empty where it was not asked for
+                         of the loss for the embeddings [..., B, D] and the prototypes [..., M, D],
+                         [..., 0] where not asked for
       _backward       -> grad times these two, in the dtype of the embeddings
 intrinsic_loss        -> loss [...]; weights [i != j] / (M^2 (s_ij + offset)) [..., M, M] in compute
 random_shift          -> images [B, C, H, W], shifted

@@ -44,27 +44,21 @@ inline RowLoss<A> row_loss(const T* scores, const T* codes, int64_t M, A inverse
   return {log_sum * sums.mass - sums.weighted, static_cast<A>(log_sum)};
 }
 
+// p = exp((scores - high) / T - logsumexp), whose sum is 1 but for rounding. The product is 0 where
+// the score is the largest, whatever its size and whether or not a fused multiply-add rounds it.
 template <typename T, typename A>
-inline A sum_of(const T* x, int64_t n) {
-  A sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < n; ++i) sum += widen(x[i]);
-  return sum;
-}
-
-// p = exp((scores - high) / T - logsumexp); returns its sum, 1 but for rounding. The product is 0
-// where the score is the largest, whatever its size and whether or not a fused multiply-add rounds
-// it.
-template <typename T, typename A>
-inline A softmax_block(const T* scores, A high, A inverse, A logsumexp, A* p, int64_t n) {
-  A sum = 0;
-#pragma omp simd reduction(+ : sum)
+inline void softmax_block(const T* scores, const T* codes, A high, A inverse, A logsumexp, A* p,
+                          int64_t n, RowSums& total) {
+  A exp = 0, mass = 0;
+#pragma omp simd reduction(+ : exp, mass)
   for (int64_t i = 0; i < n; ++i) {
     const A x = exp_of((widen(scores[i]) - high) * inverse - logsumexp);
     p[i] = x;
-    sum += x;
+    exp += x;
+    mass += widen(codes[i]);
   }
-  return sum;
+  total.exp += exp;
+  total.mass += mass;
 }
 
 template <typename T, typename A>
@@ -79,12 +73,12 @@ template <typename T, typename A>
 inline void row_grad_scores(const T* scores, const T* codes, int64_t M, A inverse, A logsumexp,
                             A factor, A* p, T* grad) {
   const A high = row_max(scores, M);
-  const double sum = blocked_sum(M, [&](int64_t m, int64_t n) {
-    return softmax_block(scores + m, high, inverse, logsumexp, p + m, n);
-  });
-  const double mass =
-      blocked_sum(M, [&](int64_t m, int64_t n) { return sum_of<T, A>(codes + m, n); });
-  write_grad_scores(p, codes, static_cast<A>(mass / sum), factor, grad, M);
+  RowSums sums;
+  for (int64_t m = 0; m < M; m += kSumBlock) {
+    softmax_block(scores + m, codes + m, high, inverse, logsumexp, p + m,
+                  M - m < kSumBlock ? M - m : kSumBlock, sums);
+  }
+  write_grad_scores(p, codes, static_cast<A>(sums.mass / sums.exp), factor, grad, M);
 }
 
 template <typename T, typename A>
