@@ -40,13 +40,16 @@ def test_sides_take_turns_and_walk_through_all_their_input_sets():
     assert {t.calls for t in timings.values()} == {1}
     rounds = timings["ours"].rounds
     assert rounds == timings["theirs"].rounds >= 5
-    turns = log[-2 * rounds :]
-    assert [name for name, _ in turns] == ["ours", "theirs"] * rounds
-    for name in ("ours", "theirs"):
-        sets = [i for who, i in turns if who == name]
-        assert sets == [(sets[0] + i) % 4 for i in range(rounds)]
-    # When a side comes to a set, the other was there half a tour ago.
-    assert (turns[0][1] - turns[1][1]) % 4 == 2
+    turns = log[-2 * 2 * rounds :]  # a block is one call, and one before it that is not timed
+    names = [name for name, _ in turns]
+    per_round = [names[i : i + 4] for i in range(0, len(names), 4)]
+    assert {tuple(x) for x in per_round} == {
+        ("ours", "ours", "theirs", "theirs"),
+        ("theirs", "theirs", "ours", "ours"),
+    }
+    for start, name in ((0, "ours"), (2, "theirs")):  # from another place each
+        sets = [i for who, i in log if who == name]
+        assert sets == [(start + i) % 4 for i in range(len(sets))]
     assert all(t.lower >= 2e-3 for t in timings.values())
 
 
@@ -59,9 +62,8 @@ def test_short_calls_are_timed_in_blocks():
 
     timing = take_turns([Side("ours", call, [()])], CPU, seconds=0.01)["ours"]
     assert timing.calls > 1
-    # Before each block one more, as there is but one input set.
-    warm_up = (1 + 2) + 3 * (1 + 1)
-    assert calls == warm_up + timing.rounds * (1 + timing.calls)
+    warm_up, one_more = 4 * 2, timing.rounds
+    assert calls == warm_up + one_more + timing.rounds * timing.calls
 
 
 def test_other_processes_are_seen_and_this_one_is_not():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import random
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -75,19 +76,20 @@ def _events(block: Callable[[], None]) -> float:
 
 
 def take_turns(sides: Sequence[Side], device: torch.device, seconds: float) -> dict[str, Timing]:
-    """Each side's block, again and again in turns, for about `seconds` after warming up.
+    """Each side's block, once a round, round after round for about `seconds` after warming up.
 
-    Drift of the machine so hits all sides. Each walks through its input sets from another place:
-    when it comes to a set, all sides have passed over the others since.
+    Drift of the machine so hits all sides; the order within a round is random, as each side leaves
+    the caches and threads otherwise to the next. Each walks through its input sets from another
+    place: when it comes to a set, all sides have passed over the others since.
     """
-    measure = clock(device)
+    measure, order = clock(device), random.Random(0)
     walks = [_Walk(side, i * len(side.sets) // len(sides), measure) for i, side in enumerate(sides)]
     with _no_collection():
         for walk in walks:
             walk.warm_up(BLOCK_SECONDS[device.type])
-        a_round = sum(walk.calls * walk.estimate for walk in walks)
+        a_round = sum((1 + walk.calls) * walk.estimate for walk in walks)
         for _ in range(min(max(int(seconds / a_round), FEWEST_ROUNDS), MOST_ROUNDS)):
-            for walk in walks:
+            for walk in order.sample(walks, len(walks)):
                 walk.seconds.append(walk.block(walk.calls))
     return {walk.side.name: summarise(walk.seconds, walk.calls) for walk in walks}
 
@@ -104,20 +106,20 @@ class _Walk:
     seconds: list[float] = field(default_factory=list)
 
     def warm_up(self, block_seconds: float) -> None:
-        self.block(2)
+        self.block(1)
         self.estimate = max(min(self.block(1) for _ in range(3)), 1e-9)
         self.calls = min(max(round(block_seconds / self.estimate), 1), 1000)
 
     def block(self, calls: int) -> float:
         """Seconds a call, over `calls` calls in a row."""
         call, sets = self.side.call, self.side.sets
-        if len(sets) == 1:  # whose inputs should be in the caches, after the other sides' blocks
-            call(*sets[0])
-        inputs = [sets[(self.position + i) % len(sets)] for i in range(calls)]
-        self.position += calls
+        # One more, not timed: it finds code and threads as the sides before left them.
+        inputs = [sets[(self.position + i) % len(sets)] for i in range(1 + calls)]
+        self.position += len(inputs)
+        call(*inputs[0])
 
         def run() -> None:
-            for x in inputs:
+            for x in inputs[1:]:
                 call(*x)
 
         return self.measure(run) / calls
