@@ -10,8 +10,8 @@ prototype_similarity  -> similarity [..., B, M]; in compute: unit rows [..., B, 
                          the prototypes pass the transposed gradient and the embeddings as `other`
 prototype_loss        -> loss [...]; row logsumexp of (scores - the row's largest) / temperature
                          [..., B] in compute
-prototype_objective   -> loss, its comparison and its intrinsic part [...]; in compute, the gradients
-                         of the loss for the embeddings [..., B, D] and the prototypes [..., M, D],
+prototype_objective   -> loss, its comparison and its intrinsic part [...]; in compute, gradients of
+                         the loss for the embeddings [..., B, D] and the prototypes [..., M, D],
                          [..., 0] where not asked for
       _backward       -> grad times these two, in the dtype of the embeddings
 intrinsic_loss        -> loss [...]; weights [i != j] / (M^2 (s_ij + offset)) [..., M, M] in compute
