@@ -54,6 +54,7 @@ def batch(step: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def train(model: nn.Module, group: Any, rank: int, size: int, compiled: bool) -> list[Any]:
+    torch._dynamo.reset()
     function = torch.compile(model, backend="aot_eager") if compiled else model
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     history = []

@@ -95,7 +95,8 @@ def test_kernels_release_the_gil(other_thread: list[int], monkeypatch: pytest.Mo
     monkeypatch.setattr(cpu, "_cpu", watched)
     for sample in LARGE:
         run(sample)
-    assert len(watched.seen) >= 11, watched.seen
+    assert {s.operator for s in LARGE} - set(WITH_GEMM) <= watched.seen
+    assert {"row_normalize", "intrinsic_loss"} <= watched.seen
 
 
 @large
@@ -109,7 +110,7 @@ def test_two_python_threads_at_once(sample: Sample) -> None:
     def work(into: list[list[Tensor]]) -> None:
         torch.set_num_threads(2)  # OpenMP keeps this number for each thread
         barrier.wait()
-        into.extend(run(sample) for _ in range(4))
+        into.extend(run(sample) for _ in range(2))
 
     threads = [threading.Thread(target=work, args=(into,)) for into in results]
     for thread in threads:
@@ -122,7 +123,7 @@ def test_two_python_threads_at_once(sample: Sample) -> None:
                 torch.testing.assert_close(g, e)
             else:
                 assert torch.equal(g, e)
-    assert len(results[0]) == len(results[1]) == 4
+    assert len(results[0]) == len(results[1]) == 2
 
 
 @large
