@@ -6,6 +6,7 @@ from functools import lru_cache
 
 import pytest
 import torch
+from torch import nn
 
 from crpt.bench import ops as bench
 from crpt.bench.limits import Limit, Limits, Work
@@ -13,6 +14,8 @@ from crpt.bench.ops_report import COLUMNS, Result, cells, document, notes
 from crpt.bench.ops_rows import Row, rows
 from crpt.bench.table import Table
 from crpt.bench.timing import Timing
+from crpt.config import PretrainConfig
+from crpt.objectives.crptpro import CRPTPro
 
 CPU = torch.device("cpu")
 SMALL = rows(shrink=16)
@@ -128,6 +131,26 @@ def test_close_rows_of_knn_are_of_unit_length_and_near_each_other():
     for x in (queries, keys):
         assert torch.allclose(x.norm(dim=-1), torch.ones(len(x)))
     assert 5e-4 < float((queries[:1] - keys).norm(dim=-1).median()) < 2e-3
+
+
+def test_the_objective_is_what_pre_training_computes():
+    class Through(nn.Module):
+        """An encoder whose embeddings are its pixels."""
+
+        def features(self, x):
+            return x
+
+        project = features
+
+    row = next(row for row in SMALL if row.operator == "objective")
+    embeddings, target, _ = row.make(torch.Generator().manual_seed(0))
+    config = PretrainConfig(projection_dim=embeddings.shape[1], prototypes=32)
+    model = CRPTPro(Through(), config)
+    model.project_prototypes()
+    online = model.predictor(embeddings)
+    total = model(embeddings, target).total
+    for compute in (row.ours, row.twin, row.usual.call):
+        torch.testing.assert_close(compute(online, target, model.prototypes), total)
 
 
 def test_ratios_fraction_and_the_line_of_the_table():
