@@ -25,10 +25,10 @@ from torch import Tensor
 from crpt import cli
 from crpt.bench import machine
 from crpt.bench.limits import Limits
-from crpt.bench.ops_report import COLUMNS, Result, cells, document, notes
+from crpt.bench.ops_report import COLUMNS, DISTURBED, Result, cells, document, notes
 from crpt.bench.ops_rows import Row, rows
 from crpt.bench.table import Table
-from crpt.bench.timing import Inputs, OtherLoad, Side, take_turns
+from crpt.bench.timing import Inputs, OtherLoad, Side, take_turns, wait_until_idle
 from crpt.files import replace_file
 
 MOST_SETS = 512
@@ -50,6 +50,8 @@ class OpsArguments:
     """For timing one row, about; every side runs at least five times, however slow."""
     retries: int = 2
     """Times that a row is measured again while other processes take more than 0.1 cores."""
+    patience: float = 0.0
+    """Seconds to wait, at most, for those processes to end before a row is measured."""
 
 
 def ops_command(arguments: OpsArguments) -> int:
@@ -112,6 +114,7 @@ def measure(
         against = limits.sides(row.work, cached=inputs != "cold")
         tries: list[Result] = []
         while len(tries) <= arguments.retries and (not tries or tries[-1].disturbed):
+            wait_until_idle(DISTURBED, arguments.patience)
             load = OtherLoad()
             timings = take_turns([*sides, *against], device, arguments.seconds)
             limit = limits.of(row.work, against, timings)
