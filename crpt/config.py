@@ -62,8 +62,8 @@ class CollectConfig:
     render: Literal["exact", "fast"] = "exact"
     """exact: the pixels of dm_control. fast: no shadows and no multisampling, several times faster
     in software, other pixels."""
-    workers: int = field(default=0, metadata=RESUMABLE)
-    """Processes; 0: one per core, at most one per domain. The data does not depend on it."""
+    workers: int | Literal["auto"] = field(default="auto", metadata=RESUMABLE)
+    """Processes, also for one domain; auto: one per core. The data does not depend on it."""
 
     def __post_init__(self) -> None:
         _check_choices(self)
@@ -71,9 +71,9 @@ class CollectConfig:
             raise ValueError("domains should have at least one name, got none")
         if len(set(self.domains)) != len(self.domains):
             raise ValueError(f"domains should be different, got {list(self.domains)}")
-        _check_least(
-            self, transitions=1, episode_length=1, action_repeat=1, image_size=1, workers=0
-        )
+        _check_least(self, transitions=1, episode_length=1, action_repeat=1, image_size=1)
+        if self.workers != "auto" and not (type(self.workers) is int and self.workers >= 1):
+            raise ValueError(f"workers should be auto or at least 1, got {self.workers!r}")
 
 
 @dataclass(frozen=True)

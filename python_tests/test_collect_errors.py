@@ -13,7 +13,7 @@ import toy_env
 from gymnasium.spaces import Box
 from toy_collect import contents, toy_collect
 
-from crpt import collect_workers, envs, random_play
+from crpt import collect_watch, envs, random_play
 from crpt.collect import DatasetMismatchError, collect
 from crpt.config import CollectConfig
 from crpt.replay import DatasetFullError
@@ -52,7 +52,7 @@ def test_other_packages_are_told(tmp_path, caplog):
         ({"domains": ("a", "a")}, r"domains should be different, got \['a', 'a'\]"),
         ({"transitions": 0}, "transitions should be at least 1, got 0"),
         ({"episode_length": 0}, "episode_length should be at least 1, got 0"),
-        ({"workers": -1}, "workers should be at least 0, got -1"),
+        ({"workers": 0}, "workers should be auto or at least 1, got 0"),
         ({"seed": -1}, "seed should be at least 0, got -1"),
     ],
 )
@@ -96,7 +96,7 @@ def test_no_opengl_in_a_worker_is_the_one_clear_message(tmp_path):
 @pytest.mark.parametrize("how", ["dies", "hangs"])
 def test_a_worker_that_ends_is_replaced_and_no_byte_changes(tmp_path, monkeypatch, how, caplog):
     monkeypatch.setenv("TOY_MARK", str(tmp_path / "mark"))
-    monkeypatch.setattr(collect_workers, "_STALL_SECONDS", 1.5)
+    monkeypatch.setattr(collect_watch, "_PATIENCE", 1.5)
     domains = (f"{how}_once", "fast_b")
     buffer = toy_collect(tmp_path / "data", toy_env.make_ending, domains=domains, workers=2)
     assert (tmp_path / "mark").exists()

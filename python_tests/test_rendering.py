@@ -22,8 +22,8 @@ assert backend == crpt.envs.select_backend()
 print(backend, os.environ["MUJOCO_GL"], os.environ.get("PYOPENGL_PLATFORM"))
 """
 NO_LIBRARY = """
-from crpt.envs import rendering
-rendering._load = lambda names: None
+from crpt.envs import egl, rendering
+egl.load_library = rendering.load_library = lambda *names: None
 """
 CATCH = """
 import crpt.envs
@@ -95,12 +95,12 @@ def test_no_library_at_all_names_the_packages():
 def test_egl_is_checked_down_to_its_devices():
     code = """
 import ctypes
-from crpt.envs import rendering
+from crpt.envs import egl, rendering
 find = ctypes.CFUNCTYPE
 def no_devices(*signature):
     kind = find(*signature)
     return lambda address: lambda *arguments: 0
-rendering.ctypes.CFUNCTYPE = no_devices
+egl.ctypes.CFUNCTYPE = no_devices
 rendering._probe_osmesa = rendering._PROBES["osmesa"] = lambda: "none"
 """
     if not has("egl"):
