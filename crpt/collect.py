@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import importlib.metadata
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +16,7 @@ from crpt import envs
 from crpt.collect_progress import Bars
 from crpt.collect_workers import record_in_processes
 from crpt.random_play import MakeEnv, is_complete, record, resume
-from crpt.replay import DatasetError, ReplayBuffer, require_disk_space
+from crpt.replay import DatasetError, DatasetLockedError, ReplayBuffer, require_disk_space
 
 if TYPE_CHECKING:
     from crpt.config import CollectConfig
@@ -54,6 +56,7 @@ def collect(
 
     Raises:
         DatasetMismatchError: `dataset` holds data of other settings or another seed.
+        DatasetLockedError: another process collects into it.
         DatasetFullError: the disk has no room for all of it, or filled up on the way.
         RenderingUnavailableError: no OpenGL backend works here.
         CollectError: an environment failed; the message names its domain.
@@ -68,7 +71,10 @@ def collect(
     have = {d: buffer.num_transitions(d) if d in buffer.domains else 0 for d in config.domains}
     missing = sum(config.transitions - have[domain] for domain in pending)
     require_disk_space(dataset, missing * 3 * config.image_size**2)
-    with Bars(config.transitions, have, disable=not progress) as bars:
+    with (
+        _exclusive(dataset) if pending else contextlib.nullcontext(),
+        Bars(config.transitions, have, disable=not progress) as bars,
+    ):
         if (workers := _processes(config, missing)) > 1:
             record_in_processes(
                 config,
@@ -90,6 +96,19 @@ def collect(
                     on_progress=partial(bars.show_one, domain),
                 )
     return ReplayBuffer.open(dataset)
+
+
+@contextlib.contextmanager
+def _exclusive(dataset: Path) -> Iterator[None]:
+    """Nobody else collects into the dataset; the lock goes with the process, however it ends."""
+    with (dataset / ".collecting").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DatasetLockedError(
+                f"{dataset} is being collected by another process; wait for it, or stop it"
+            ) from None
+        yield
 
 
 def _processes(config: CollectConfig, missing: int) -> int:

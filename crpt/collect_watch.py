@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+_PROC = Path("/proc")
 _PATIENCE = 60.0
 _PATIENCE_AT_START = 300.0  # for importing the simulator, compiling models and shaders
 _SLOWEST_STEPS = 100
@@ -21,7 +22,7 @@ class Watch:
 
     def __init__(self, pid: int) -> None:
         self.idle = 0.0
-        self._tasks = Path("/proc") / str(pid) / "task"
+        self._tasks = _PROC / str(pid) / "task"
         self._starting = True
         self._running = False
         self._looked = time.monotonic()

@@ -56,6 +56,7 @@ class _Worker:
         assert self._process.pid is not None
         self.playing: Episode | None = None
         self.domain = ""
+        self.is_gone = False
         self.watch = Watch(self._process.pid)
 
     def send(self, message: Play | Turn | Drop) -> None:
@@ -65,9 +66,12 @@ class _Worker:
         self.watch.resume()
 
     def messages(self) -> Iterator[Any]:
-        """What it has said; EOFError or ConnectionError at the end if it is gone."""
-        while self.connection.poll():
-            yield self.connection.recv()
+        """What it has said."""
+        try:
+            while self.connection.poll():
+                yield self.connection.recv()
+        except (EOFError, ConnectionError):
+            self.is_gone = True
 
     def kill(self) -> None:
         self._process.kill()
@@ -166,13 +170,11 @@ class _Crew:
     def attend(self) -> None:
         """Takes in what the processes said, and replaces those that died or hang."""
         for worker in list(self._workers):
-            try:
-                for message in worker.messages():
-                    self._take(worker, message)
-            except (EOFError, ConnectionError):
+            for message in worker.messages():
+                self._take(worker, message)
+            if worker.is_gone:
                 self._replace(worker, worker.ending())
-                continue
-            if worker.playing is None and not self._schedule.turns_of(worker.index):
+            elif worker.playing is None and not self._schedule.turns_of(worker.index):
                 worker.watch.pause()
             elif worker.watch.has_stalled(self._patience(worker)):
                 self._replace(worker, f"made no progress for {worker.watch.idle:.0f} s")

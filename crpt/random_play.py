@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,7 +12,7 @@ import numpy as np
 from gymnasium.spaces import Box
 
 from crpt.envs import IncompatibleVersionsError, RenderingUnavailableError, warn_unless_repeatable
-from crpt.replay import DatasetError, DomainSpec, ReplayBuffer
+from crpt.replay import DatasetError, DatasetLockedError, DomainSpec, ReplayBuffer, Writer
 
 if TYPE_CHECKING:
     import gymnasium
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 MakeEnv = Callable[..., "gymnasium.Env[Any, Any]"]
 _FIRST_CAPACITY = 1024
+_SECONDS_TO_END = 5.0  # for processes that were killed just now
 
 
 class CollectError(RuntimeError):
@@ -176,7 +178,7 @@ def _record_episode(
 def resume(buffer: ReplayBuffer, domain: str) -> tuple[int, int]:
     """Where to go on: `find_end`, but before an episode that a smaller request cut short."""
     if domain in buffer.domains:
-        with buffer.writer(domain, when_full="grow") as writer:
+        with _writer(buffer, domain) as writer:
             if buffer.cursor(domain) == buffer.capacity(domain):
                 writer.discard_last_episode()
     return find_end(buffer, domain)
@@ -186,8 +188,19 @@ def find_end(buffer: ReplayBuffer, domain: str) -> tuple[int, int]:
     """How many episodes and transitions a domain has; drops an episode left by a killed process."""
     if domain not in buffer.domains:
         return 0, 0
-    buffer.writer(domain, when_full="grow").close()  # opening it drops what is not whole
+    _writer(buffer, domain).close()  # opening it drops what is not whole
     return len(buffer.episodes(domain)), buffer.num_transitions(domain)
+
+
+def _writer(buffer: ReplayBuffer, domain: str) -> Writer:
+    deadline = time.monotonic() + _SECONDS_TO_END
+    while True:
+        try:
+            return buffer.writer(domain, when_full="grow")
+        except DatasetLockedError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
 
 
 def is_complete(config: CollectConfig, buffer: ReplayBuffer, domain: str) -> bool:

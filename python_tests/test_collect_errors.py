@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import re
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from toy_collect import contents, toy_collect
 from crpt import collect_watch, envs, random_play
 from crpt.collect import DatasetMismatchError, collect
 from crpt.config import CollectConfig
-from crpt.replay import DatasetFullError
+from crpt.replay import DatasetFullError, DatasetLockedError, ReplayBuffer
 
 HERE = Path(__file__).parent
 
@@ -167,3 +168,36 @@ if __name__ == "__main__":
     subprocess.run([sys.executable, str(script)], check=True)
     toy_collect(tmp_path / "reference")
     assert contents(tmp_path / "data") == contents(tmp_path / "reference")
+
+
+def test_a_disk_that_fills_up_keeps_what_was_written(tmp_path):
+    config = {"transitions": 3000, "workers": 2}
+    with pytest.raises(DatasetFullError, match=r"what was committed is whole.*the same command"):
+        toy_collect(tmp_path / "data", toy_env.make_on_a_full_disk, **config)
+    kept = ReplayBuffer.open(tmp_path / "data")
+    assert max(kept.num_transitions(domain) for domain in kept.domains) > 500
+    toy_collect(tmp_path / "data", **config)
+    toy_collect(tmp_path / "whole", **config)
+    assert contents(tmp_path / "data") == contents(tmp_path / "whole")
+
+
+def test_two_collections_into_one_dataset_are_kept_apart(tmp_path):
+    toy_collect(tmp_path / "data")
+    with (tmp_path / "data" / ".collecting").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(DatasetLockedError, match="being collected by another process"):
+            toy_collect(tmp_path / "data", transitions=101)
+    toy_collect(tmp_path / "data", transitions=101)
+
+
+def test_an_error_in_an_episode_that_is_not_needed_is_none(tmp_path):
+    """Three processes play ahead; the first episode has all that is asked for."""
+    toy_collect(
+        tmp_path / "data",
+        toy_env.make_failing_later,
+        domains=("slow_a",),
+        transitions=3,
+        workers=3,
+    )
+    toy_collect(tmp_path / "whole", domains=("slow_a",), transitions=3)
+    assert contents(tmp_path / "data") == contents(tmp_path / "whole")

@@ -86,23 +86,17 @@ def test_kill_9_at_any_moment_changes_no_byte(tmp_path, workers, kill):
     for more in (1, 57, 130):
         process = start_script(path, "toy_env", "make", workers=workers, **config)
         kills += run_and_kill(process, path, more, kill)
-        wait_for_writers(path)
     assert kills == 3
     toy_collect(path, workers=4 - workers % 3, **config)
     assert contents(path) == contents(tmp_path / "whole")
 
 
-def wait_for_writers(path: Path) -> None:
-    """Workers end by themselves when their parent is gone; nobody else may write before."""
-    deadline = time.monotonic() + 10
-    for domain in ReplayBuffer.open(path).domains:
-        while True:
-            try:
-                ReplayBuffer.open(path)._store(domain).writable().release()
-                break
-            except RuntimeError:
-                assert time.monotonic() < deadline, f"{domain} is still being written"
-                time.sleep(0.02)
+def kill_one(workers: list[int], rng: random.Random) -> bool:
+    try:
+        os.kill(rng.choice(workers), signal.SIGKILL)
+    except (IndexError, ProcessLookupError):
+        return False  # it is all over
+    return True
 
 
 def workers_of(process: subprocess.Popen) -> list[int]:
@@ -119,19 +113,18 @@ def workers_of(process: subprocess.Popen) -> list[int]:
 
 @pytest.mark.parametrize("workers", [2, 3, 5])
 def test_kill_9_of_workers_changes_no_byte(tmp_path, workers):
-    config = {"domains": ("slow_a", "slow_b"), "transitions": 400, "image_size": toy_env.SIZE}
-    toy_collect(tmp_path / "whole", **config)
+    config = {"domains": ("slow_a", "slow_b"), "transitions": 900, "image_size": toy_env.SIZE}
+    toy_collect(tmp_path / "whole", **config, workers=2)
     path = tmp_path / "killed"
     process = start_script(path, "toy_env", "make", workers=workers, **config)
     rng = random.Random(workers)
     kills, seen = 0, 0
     while process.poll() is None:
         done = transitions_on_disk(path)
-        if done > seen and (alive := workers_of(process)):
+        if done > seen:
             time.sleep(rng.uniform(0, 0.05))
-            os.kill(rng.choice(alive), signal.SIGKILL)
-            kills += 1
-            seen = done + rng.randrange(80)
+            kills += kill_one(workers_of(process), rng)
+            seen = done + rng.randrange(200, 400)  # so that a new one gets somewhere
         time.sleep(0.005)
     stderr = process.stderr.read()
     assert process.returncode == 0, stderr
@@ -203,5 +196,4 @@ def test_ctrl_c_ends_quickly_and_quietly(tmp_path):
     assert time.monotonic() - interrupt < 3
     assert stderr.count("Traceback") == 1, stderr  # the script's own, not its workers'
     assert stderr.rstrip().endswith("KeyboardInterrupt")
-    wait_for_writers(path)
     assert transitions_on_disk(path) >= 50

@@ -125,15 +125,30 @@ def make_dying_when_written(domain: str, **settings: Any) -> gymnasium.Env:
 
 
 def make_on_a_full_disk(domain: str, **settings: Any) -> gymnasium.Env:
-    """In this process, files cannot grow once the one named by TOY_MARK is there."""
+    """In this process, no file can grow beyond 200,000 bytes."""
 
     def allocate(descriptor, offset, length):
-        if Path(os.environ["TOY_MARK"]).exists() and length > 0:
+        if offset + length > 200_000:
             raise OSError(errno.ENOSPC, "No space left on device")
         os.ftruncate(descriptor, offset + length)
 
     os.posix_fallocate = allocate
     return make(domain, **settings)
+
+
+class _FailsLater(ToyEnv):
+    def reset(self, *, seed=None, options=None):
+        from crpt.random_play import episode_seed
+
+        first = episode_seed(5, self.domain, 0).spawn(1)[0].generate_state(1)[0]
+        if seed != first:
+            raise KeyError("the arm fell off")
+        return super().reset(seed=seed)
+
+
+def make_failing_later(domain: str, **settings: Any) -> gymnasium.Env:
+    """Only the first episode of seed 5 can be played."""
+    return _FailsLater(domain, delay=0.05)
 
 
 class _EndsOnce(ToyEnv):
