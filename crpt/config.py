@@ -49,7 +49,8 @@ class CollectConfig:
     """Reward-free random play: what is recorded, where and how."""
 
     domains: tuple[str, ...] = ("cheetah_run", "walker_run", "quadruped_run")
-    """dm_control tasks by name; only their dynamics and looks are used, never their rewards."""
+    """dm_control tasks by name, Gymnasium environments by id; only their dynamics and looks are used,
+    never their rewards."""
     transitions: int = 100_000
     """Transitions per domain, in agent steps."""
     episode_length: int | None = None
@@ -61,7 +62,7 @@ class CollectConfig:
     """Height and width of a frame, in pixels."""
     render: Literal["exact", "fast"] = "exact"
     """exact: the pixels of dm_control. fast: no shadows and no multisampling, several times faster
-    in software, other pixels."""
+    in software, other pixels. Gymnasium's environments draw as they do."""
     workers: int | Literal["auto"] = field(default="auto", metadata=RESUMABLE)
     """Processes, also for one domain; auto: one per core. The data does not depend on it."""
 
@@ -147,7 +148,7 @@ class FinetuneConfig:
     """SAC on the frozen encoder."""
 
     task: str = "walker_run"
-    """dm_control task to solve, from its pixels and its rewards."""
+    """dm_control task or Gymnasium id to solve, from its pixels and its rewards."""
     agent_steps: int = 250_000
     """Decisions of the agent; times action_repeat, environment steps."""
     random_steps: int = 1_000

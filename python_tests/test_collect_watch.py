@@ -64,14 +64,14 @@ def test_slow_steps_are_given_their_time(machine):
 def test_waiting_for_the_parent_is_no_hang(machine):
     machine.watch.has_progressed()
     machine.watch.pause()
-    assert not machine.pass_(1000)
+    assert not machine.pass_(200)
     machine.watch.resume()
     assert machine.pass_(62)
 
 
 def test_waiting_for_a_core_is_no_hang(machine):
     machine.watch.has_progressed()
-    assert not machine.pass_(500, queued=0.95)
+    assert not machine.pass_(150, queued=0.95)
     assert machine.pass_(62)
 
 
