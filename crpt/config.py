@@ -49,8 +49,8 @@ class CollectConfig:
     """Reward-free random play: what is recorded, where and how."""
 
     domains: tuple[str, ...] = ("cheetah_run", "walker_run", "quadruped_run")
-    """dm_control tasks by name, Gymnasium environments by id; only their dynamics and looks are used,
-    never their rewards."""
+    """dm_control tasks by name, Gymnasium environments by id; only their dynamics and looks are
+    used, never their rewards."""
     transitions: int = 100_000
     """Transitions per domain, in agent steps."""
     episode_length: int | None = None
