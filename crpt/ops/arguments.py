@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from numbers import Integral, Real
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.autograd import forward_ad
 
@@ -34,16 +36,30 @@ def pair(names: tuple[str, str], first: Tensor, second: Tensor) -> tuple[Tensor,
     """Two tensors; under autocast, mixed floating dtypes are promoted to the widest."""
     tensor(names[0], first)
     tensor(names[1], second)
-    if (
-        first.dtype != second.dtype
-        and first.device.type != "meta"
-        and torch.is_autocast_enabled(first.device.type)
-        and first.is_floating_point()
-        and second.is_floating_point()
-    ):
+    if first.dtype != second.dtype and _promotes(first, second):
         widest = torch.promote_types(first.dtype, second.dtype)
         return first.to(widest), second.to(widest)
     return first, second
+
+
+def several(names: tuple[str, ...], *tensors: Tensor) -> tuple[Tensor, ...]:
+    """The same for any number."""
+    for name, value in zip(names, tensors, strict=True):
+        tensor(name, value)
+    first = tensors[0].dtype
+    if any(value.dtype != first for value in tensors) and _promotes(*tensors):
+        widest = functools.reduce(torch.promote_types, (value.dtype for value in tensors))
+        return tuple(value.to(widest) for value in tensors)
+    return tensors
+
+
+def _promotes(*tensors: Tensor) -> bool:
+    device = tensors[0].device.type
+    return (
+        device != "meta"
+        and torch.is_autocast_enabled(device)
+        and all(value.is_floating_point() for value in tensors)
+    )
 
 
 def real(name: str, value: object) -> float:
@@ -65,6 +81,15 @@ def integer(name: str, value: object) -> int:
         bits = number.bit_length()
         raise ValueError(f"{name} should fit in 64 bits, got an int of {bits} bits")
     return number
+
+
+def process_group(value: object) -> None:
+    if not dist.is_available() or not isinstance(value, dist.ProcessGroup):
+        # Where new_group leaves this process out, it returns a placeholder.
+        raise TypeError(
+            "group should be a torch.distributed.ProcessGroup that this process belongs to, "
+            f"got {type(value).__name__}"
+        )
 
 
 def generator(value: object, device: torch.device) -> None:

@@ -85,7 +85,10 @@ class ReplayBuffer(Samples):
         """
         path = Path(path)
         domains, metadata = manifest.read(path)
-        stores = {name: Store(Directory(path / name), spec) for name, spec in domains.items()}
+        stores = {
+            name: Store(Directory(manifest.directory(path, name)), spec)
+            for name, spec in domains.items()
+        }
         return cls(path, stores, metadata)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -103,7 +106,7 @@ class ReplayBuffer(Samples):
             self._stores[domain] = Store(create_memory(spec), spec)
         else:
             manifest.add_domain(self.path, domain, spec)
-            self._stores[domain] = Store(Directory(self.path / domain), spec)
+            self._stores[domain] = Store(Directory(manifest.directory(self.path, domain)), spec)
 
     @property
     def domains(self) -> tuple[str, ...]:
