@@ -30,7 +30,7 @@ from crpt.stages import (
     pretrain_stage,
     probe_stage,
 )
-from crpt.summary import evaluation_text, probe_table
+from crpt.summary import evaluation_text, probe_text
 from crpt.train import train
 
 StageName = Literal["train", "collect", "pretrain", "probe", "finetune", "evaluate"]
@@ -102,7 +102,7 @@ def probe_command(arguments: ProbeArguments) -> None:
     """Measure what the frozen encoder knows of the simulator's state, beside the same encoder at
     init."""
     context = cli.context(arguments, encoder=arguments.encoder)
-    print(probe_table(probe_stage(context, arguments.config)))
+    print(probe_text(probe_stage(context, arguments.config)))
 
 
 def finetune_command(arguments: FinetuneArguments) -> None:

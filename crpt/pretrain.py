@@ -12,14 +12,21 @@ from tqdm import tqdm
 from crpt.config import PretrainConfig
 from crpt.encoder import Encoder, EncoderConfig, has_encoder, initial_encoder
 from crpt.interrupt import Interrupted, StopRequest
-from crpt.measures import assignment_perplexity, effective_rank, prototypes_in_use
-from crpt.objectives import CRPTPro
-from crpt.objectives.crptpro import Losses
+from crpt.measures import (
+    assignment_perplexity,
+    effective_rank,
+    prototype_spread,
+    prototypes_in_use,
+    usage_entropy,
+)
+from crpt.objectives import Losses, build
+from crpt.objectives.crptpro import CRPTPro
 from crpt.plateau import Plateau
 from crpt.replay import ReplayBuffer
 from crpt.run_directory import CheckpointError, RunDirectory
 
 STAGE = "pretrain"
+RANK_BATCH = 128
 
 
 class DivergenceError(RuntimeError):
@@ -51,7 +58,7 @@ class Trainer:
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed + 1)
-            model = CRPTPro(encoder, config)
+            model = build(encoder, config)
         self.model = model.to(device, memory_format=torch.channels_last)
         trained = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adam(trained, lr=config.learning_rate)
@@ -92,13 +99,43 @@ class Trainer:
 
     def update(self, domains: tuple[str, ...]) -> Losses:
         obs, next_obs = self.sample(domains)
-        self.model.project_prototypes()
+        self.model.before_update()
         losses: Losses = self.model(obs, next_obs)
         self.optimizer.zero_grad(set_to_none=True)
         losses.total.backward()
         self.optimizer.step()
-        self.model.update_target()
+        self.model.after_update()
         return losses
+
+    @torch.no_grad()
+    def gradient_norm(self) -> float:
+        """Length of the last update's gradient."""
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        return float(torch.nn.utils.get_total_norm(gradients))
+
+    @torch.no_grad()
+    def ranks(self, domains: tuple[str, ...]) -> dict[str, float]:
+        """Effective rank of h and of the z that would be exported now, of a batch that training
+        does not miss."""
+        generator = torch.Generator().manual_seed(self.round)
+        share = min(self.config.batch_size, RANK_BATCH) // len(domains)
+        obs = torch.cat(
+            [
+                self.buffer.sample(
+                    domain, max(share, 2), frame_stack=self.config.frame_stack, pad=0,
+                    generator=generator,
+                ).obs
+                for domain in domains
+            ]
+        ).to(self.device)  # fmt: skip
+        encoder = self.model.online.eval()
+        h = encoder(obs)
+        z = encoder.embed_features(h)
+        encoder.train()
+        return {
+            "effective_rank_h": effective_rank(h),
+            "effective_rank_exported": effective_rank(z),
+        }
 
     def is_finite(self) -> bool:
         """Whether every weight, running statistic and moment of Adam is a finite number."""
@@ -159,16 +196,28 @@ def pretrain(
     )  # fmt: skip
     with StopRequest() as stop, bar:
         while trainer.round < config.rounds:
-            losses = []
+            last = trainer.round + 1 == config.rounds
+            logged = (trainer.round + 1) % config.log_every == 0 or last
+            losses, norms = [], []
             for domains in updates:
                 losses.append(trainer.update(domains))
+                if logged:
+                    norms.append(trainer.gradient_norm())
                 bar.update()
             trainer.round += 1
-            last = trainer.round == config.rounds
-            if trainer.round % config.log_every == 0 or last:
+            if logged:
                 _check_losses(trainer, losses)
-                distances = _log(run, trainer, names, losses)
-                plateau.check(trainer.round, distances)
+                lines = [
+                    {**_figures(trainer, domains, loss), "gradient_norm": norm}
+                    for domains, loss, norm in zip(updates, losses, norms, strict=True)
+                ]
+                for name, line in zip(names, lines, strict=True):
+                    run.log(STAGE, trainer.round, domain=name, **line)
+                distances, ranks = (
+                    {name: line[key] for name, line in zip(names, lines, strict=True)}
+                    for key in ("distance_from_trivial", "effective_rank")
+                )
+                plateau.check(trainer.round, distances, ranks)
                 bar.set_postfix(distance=f"{sum(distances.values()) / len(distances):.3f}")
             if trainer.round % config.checkpoint_every == 0 or last or stop.requested:
                 _check_losses(trainer, losses)
@@ -230,7 +279,7 @@ def _provenance(trainer: Trainer, seed: int) -> dict[str, Any]:
     """How the encoder came about; None for what a dataset not made by crpt.collect leaves open."""
     return {
         "domains": list(trainer.domains),
-        "objective": "crptpro",
+        "objective": trainer.config.objective,
         "rounds": trainer.config.rounds,
         "batch_size": trainer.config.batch_size,
         "seed": seed,
@@ -261,27 +310,20 @@ def _divergence(trainer: Trainer, what: str) -> DivergenceError:
     )
 
 
-def _log(
-    run: RunDirectory, trainer: Trainer, names: list[str], losses: list[Losses]
-) -> dict[str, float]:
-    """One line per batch of the round; returns each one's distance from the trivial solution."""
-    distances = {}
-    for name, loss in zip(names, losses, strict=True):
-        comparison = loss.comparison.item()
-        distances[name] = math.log(trainer.config.prototypes) - comparison
-        run.log(
-            STAGE,
-            trainer.round,
-            domain=name,
-            loss=loss.total.item(),
-            comparison_loss=comparison,
-            intrinsic_loss=loss.intrinsic.item(),
-            distance_from_trivial=distances[name],
-            prototypes_in_use=prototypes_in_use(loss.codes),
-            assignment_perplexity=assignment_perplexity(loss.codes),
-            effective_rank=effective_rank(loss.target),
-        )
-    return distances
+def _figures(trainer: Trainer, domains: tuple[str, ...], loss: Losses) -> dict[str, float]:
+    """What the log says of one update."""
+    figures = {"loss": loss.total.item(), "distance_from_trivial": loss.distance.item()}
+    figures |= {name: part.item() for name, part in loss.parts.items()}
+    figures["effective_rank"] = effective_rank(loss.z)
+    figures |= trainer.ranks(domains)
+    if loss.codes is not None:
+        figures["prototypes_in_use"] = prototypes_in_use(loss.codes)
+        figures["assignment_perplexity"] = assignment_perplexity(loss.codes)
+        figures["usage_entropy"] = usage_entropy(loss.codes)
+    if isinstance(trainer.model, CRPTPro) and trainer.config.prototypes > 1:
+        mean, largest = prototype_spread(trainer.model.prototypes)
+        figures |= {"prototype_similarity_mean": mean, "prototype_similarity_max": largest}
+    return figures
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import Any
 import gymnasium
 import torch
 
-from crpt import envs
+from crpt import envs, figures
 from crpt.collect import collect
 from crpt.config import (
     CollectConfig,
@@ -115,12 +115,12 @@ def pretrain_stage(context: Context, config: PretrainConfig) -> Encoder:
     )
 
 
-def probe_stage(context: Context, config: ProbeConfig) -> list[dict[str, Any]]:
+def probe_stage(context: Context, config: ProbeConfig) -> dict[str, Any]:
     """Ridge probes on random play of their own, into `probe.json`."""
     require_known_names(context, *config.unseen)
     encoder = _load_encoder(context, "domains", "seed", "render", "action_repeat")
     context.claim("probe", config)
-    done: list[dict[str, Any]] | None = context.run.read_json("probe.json")
+    done: dict[str, Any] | None = context.run.read_json("probe.json")
     if done is not None:
         return done
     seen = tuple(encoder.metadata["domains"])
@@ -139,7 +139,7 @@ def probe_stage(context: Context, config: ProbeConfig) -> list[dict[str, Any]]:
         make_env=context.make_env,
         progress=context.progress,
     )
-    results = probe(
+    result = probe(
         config,
         dataset,
         encoder,
@@ -148,8 +148,11 @@ def probe_stage(context: Context, config: ProbeConfig) -> list[dict[str, Any]]:
         device=context.device,
         progress=context.progress,
     )
-    context.run.write_json("probe.json", to_json(results))
-    return to_json(results)
+    picture = context.run.path / "figures" / "probe.png"
+    if figures.available(picture):
+        figures.domain_map(result.z, result.prototypes, picture)
+    context.run.write_json("probe.json", to_json(result))
+    return to_json(result)
 
 
 def finetune_stage(context: Context, config: FinetuneConfig) -> None:

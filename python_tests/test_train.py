@@ -17,6 +17,7 @@ import torch
 from crpt.config import PRESETS, CollectConfig, FinetuneConfig, PretrainConfig
 from crpt.encoder import Encoder, EncoderConfig, EncoderFileError
 from crpt.pretrain import Trainer
+from crpt.probe import Probe
 from crpt.replay import ReplayBuffer
 from crpt.run_directory import ConfigMismatchError, RunDirectory
 from crpt.stages import (
@@ -69,7 +70,7 @@ def test_the_run_directory_holds_what_it_promises(finished):
         torch.load(path / "checkpoints" / f"{name}.pt", weights_only=True)
     assert Encoder.from_pretrained(path).frozen
     summary = json.loads((path / "summary.json").read_text())
-    assert {p["domain"]: p["seen"] for p in summary["probe"]} == {
+    assert {p["domain"]: p["seen"] for p in summary["probe"]["domains"]} == {
         "dot_red": True,
         "dot_blue": True,
         "dot_green": False,
@@ -211,7 +212,7 @@ def test_probes_compare_with_the_encoder_that_training_began_with(finished, monk
 
     def recorded(config, dataset, encoder, initial, **options):
         compared.append(initial)
-        return []
+        return Probe([], [], {"dot_red": torch.randn(5, 4)}, torch.zeros(0, 4))
 
     monkeypatch.setattr("crpt.stages.probe", recorded)
     (path / "probe.json").rename(path / "kept.json")
