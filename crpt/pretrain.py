@@ -19,6 +19,7 @@ from crpt.measures import (
     prototypes_in_use,
     usage_entropy,
 )
+from crpt.model_card import write_card
 from crpt.objectives import Losses, build
 from crpt.objectives.crptpro import CRPTPro
 from crpt.plateau import Plateau
@@ -229,6 +230,7 @@ def pretrain(
                 )
         encoder = trainer.model.export()
         encoder.metadata = _provenance(trainer, seed)
+        write_card(encoder, run.encoder_dir)
         encoder.save_pretrained(run.encoder_dir)
         if stop.requested:
             raise Interrupted("pretrain is done, and its encoder written")
@@ -281,8 +283,10 @@ def _provenance(trainer: Trainer, seed: int) -> dict[str, Any]:
         "domains": list(trainer.domains),
         "objective": trainer.config.objective,
         "rounds": trainer.config.rounds,
+        "updates": trainer.config.rounds * len(trainer.batches()),
         "batch_size": trainer.config.batch_size,
         "seed": seed,
+        "transitions": max(trainer.buffer.num_transitions(d) for d in trainer.domains),
         "render": trainer.buffer.metadata.get("render"),
         "action_repeat": trainer.buffer.metadata.get("action_repeat"),
     }

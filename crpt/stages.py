@@ -26,6 +26,7 @@ from crpt.encoder import Encoder, EncoderFileError, has_encoder, initial_encoder
 from crpt.evaluate import evaluate_policy, random_policy, summary
 from crpt.finetune import STAGE as FINETUNE
 from crpt.finetune import finetune, trained_policy
+from crpt.model_card import write_card
 from crpt.pretrain import STAGE as PRETRAIN
 from crpt.pretrain import pretrain
 from crpt.probe import probe, to_json
@@ -151,8 +152,10 @@ def probe_stage(context: Context, config: ProbeConfig) -> dict[str, Any]:
     picture = context.run.path / "figures" / "probe.png"
     if figures.available(picture):
         figures.domain_map(result.z, result.prototypes, picture)
-    context.run.write_json("probe.json", to_json(result))
-    return to_json(result)
+    figures_of_it = to_json(result)
+    write_card(encoder, context.run.encoder_dir, figures_of_it)
+    context.run.write_json("probe.json", figures_of_it)
+    return figures_of_it
 
 
 def finetune_stage(context: Context, config: FinetuneConfig) -> None:

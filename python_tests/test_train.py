@@ -76,6 +76,10 @@ def test_the_run_directory_holds_what_it_promises(finished):
         "dot_green": False,
     }
     assert summary["evaluation"]["policy"]["episodes"] == 3
+    card = (path / "encoder" / "README.md").read_text()
+    assert "What it knows" in card
+    assert "| domains | dot_blue, dot_red |" in card
+    assert (path / "figures" / "probe.png").stat().st_size > 1000
 
 
 def test_the_summary_names_every_figure(finished):
