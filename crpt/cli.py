@@ -15,6 +15,7 @@ import tyro
 
 from crpt.config import Preset
 from crpt.interrupt import Interrupted
+from crpt.memory import keep_freed_memory
 from crpt.run_directory import RunDirectory
 from crpt.stages import Context
 
@@ -40,6 +41,7 @@ def main(
     name: str, make_arguments: Callable[[Preset, Path, str], A], command: Callable[[A], None]
 ) -> None:
     """Parse the command line over the preset's defaults, then run the command."""
+    keep_freed_memory()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     preset, seed = _scan(sys.argv[1:], "paper" if device == "cuda" else "quick")
     defaults = make_arguments(preset, Path("runs") / f"{preset}-seed{seed}", device)

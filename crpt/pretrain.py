@@ -62,7 +62,7 @@ class Trainer:
             model = build(encoder, config)
         self.model = model.to(device, memory_format=torch.channels_last)
         trained = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.Adam(trained, lr=config.learning_rate)
+        self.optimizer = torch.optim.Adam(trained, lr=config.learning_rate, fused=True)
         self.generator = torch.Generator().manual_seed(seed)
 
     def batches(self) -> list[tuple[str, ...]]:
