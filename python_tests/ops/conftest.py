@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from ranks import Ranks, started
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 
@@ -38,3 +39,10 @@ def _random_state() -> Iterator[None]:
         torch.manual_seed(0)
         yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
+    """Three gloo processes, started when the first test asks for them."""
+    with started(str(tmp_path_factory.mktemp("ranks") / "store")) as three:
+        yield three
