@@ -1,9 +1,7 @@
-"""Devices, and the promise that a GPU test cannot vanish: it skips by name, or fails under
-CRPT_REQUIRE_CUDA=1."""
+"""The devices that tests run on, and random state that is as before after each."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import pytest
@@ -11,19 +9,6 @@ import torch
 from ranks import Ranks, started
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
-
-
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    if item.get_closest_marker("cuda") is None:
-        return
-    from crpt.ops import cuda
-
-    if torch.cuda.is_available() and cuda.AVAILABLE:
-        return
-    reason = "no GPU" if not torch.cuda.is_available() else "crpt was built without CUDA kernels"
-    if os.environ.get("CRPT_REQUIRE_CUDA") == "1":
-        pytest.fail(f"{reason}, and CRPT_REQUIRE_CUDA=1")
-    pytest.skip(reason)
 
 
 @pytest.fixture(params=DEVICES)
