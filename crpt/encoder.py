@@ -82,11 +82,12 @@ class Encoder(nn.Module):
             )
         self.convolutions = nn.Sequential(*layers)
         self.feature_dim = channels * size * size
-        self.projector = nn.Linear(self.feature_dim, config.projection_dim)
+        # No bias under a norm: it would be subtracted again, and Adam would blow up the rounding
+        # errors that are its gradient.
+        standardised = config.embedding_norm == "batch"
+        self.projector = nn.Linear(self.feature_dim, config.projection_dim, bias=not standardised)
         self.norm = (
-            nn.BatchNorm1d(config.projection_dim, affine=False)
-            if config.embedding_norm == "batch"
-            else nn.Identity()
+            nn.BatchNorm1d(config.projection_dim, affine=False) if standardised else nn.Identity()
         )
         self.prototypes: Tensor
         self.register_buffer("prototypes", torch.zeros(config.prototypes, config.projection_dim))

@@ -22,6 +22,7 @@ from crpt.config import (
     PretrainConfig,
     ProbeConfig,
 )
+from crpt.distributed import ALONE, Team
 from crpt.encoder import Encoder, EncoderFileError, has_encoder, initial_encoder
 from crpt.evaluate import evaluate_policy, random_policy, summary
 from crpt.finetune import STAGE as FINETUNE
@@ -56,6 +57,8 @@ class Context:
     make_env: MakeEnv = envs.make
     dataset: Path | None = None
     """Where the random play is; none: in the run directory."""
+    team: Team = ALONE
+    """The processes that pre-train together."""
     encoder: Path | None = None
     """An encoder to adopt into the run directory; none: it is there, or is about to be trained."""
 
@@ -105,7 +108,9 @@ def pretrain_stage(context: Context, config: PretrainConfig) -> Encoder:
             "another --run-dir"
         )
     buffer = ReplayBuffer.open(context.dataset_dir)
-    context.claim(PRETRAIN, config, dataset=_identity(buffer))
+    if context.team.leads:
+        context.claim(PRETRAIN, config, dataset=_identity(buffer))
+    context.team.wait()
     return pretrain(
         config,
         buffer,
@@ -113,6 +118,7 @@ def pretrain_stage(context: Context, config: PretrainConfig) -> Encoder:
         seed=context.seed,
         device=context.device,
         progress=context.progress,
+        team=context.team,
     )
 
 

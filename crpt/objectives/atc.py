@@ -32,14 +32,16 @@ class ATC(TargetObjective):
     def forward(self, obs: Tensor, next_obs: Tensor) -> Losses:
         with torch.no_grad():
             c = self.project(self.target, next_obs)  # [B, D]
+            others = self.team.gather(c)  # [B of all processes, D]
         a = self.project(self.online, obs)
         p = a + self.predictor(a)
-        logits = p @ self.contrast @ c.T  # [B, B]
-        loss = F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
+        logits = p @ self.contrast @ others.T  # [B, B of all processes]
+        own = self.team.rank * len(c) + torch.arange(len(c), device=c.device)
+        loss = F.cross_entropy(logits, own)
         contrastive = loss.detach()
         return Losses(
             total=loss,
             parts={"contrastive_loss": contrastive},
-            distance=math.log(len(logits)) - contrastive,
+            distance=math.log(len(others)) - contrastive,
             z=F.normalize(c, dim=-1),
         )

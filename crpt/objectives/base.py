@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from crpt.config import PretrainConfig
+from crpt.distributed import ALONE, Team, TeamBatchNorm1d
 from crpt.encoder import Encoder, orthogonal_init
 
 
@@ -41,9 +42,20 @@ class Objective(nn.Module, ABC):
         super().__init__()
         self.config = config
         self.online = encoder
+        self.team = ALONE
 
     @abstractmethod
     def forward(self, obs: Tensor, next_obs: Tensor) -> Losses: ...
+
+    def join(self, team: Team) -> None:
+        """From now on every batch is spread over the processes of a team, in equal parts; what is
+        computed over a batch is computed over all of them."""
+        self.team = team
+        if team.group is None:
+            return
+        for encoder in self.modules():
+            if isinstance(encoder, Encoder) and isinstance(encoder.norm, nn.BatchNorm1d):
+                encoder.norm = TeamBatchNorm1d(encoder.norm, team.group)
 
     def before_update(self) -> None:
         """What the parameters are held to, before every update."""

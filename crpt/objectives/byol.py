@@ -27,7 +27,7 @@ class BYOL(TargetObjective):
         s = F.normalize(self.predictor(self.project(self.online, obs)), dim=-1)
         loss = 2 - 2 * (s * t).sum(-1).mean()
         prediction = loss.detach()
-        trivial = 2 - 2 * t.mean(dim=0).norm()
+        trivial = 2 - 2 * self.team.mean(t.mean(dim=0)).norm()
         return Losses(
             total=loss,
             parts={"prediction_loss": prediction},

@@ -42,7 +42,9 @@ class CRPTPro(TargetObjective):
         with torch.no_grad():
             t = F.normalize(self.project(self.target, next_obs), dim=-1)  # [B, D]
             scores = crpt.ops.prototype_similarity(t, self.prototypes)  # [B, M]
-            codes = crpt.ops.sinkhorn(scores, c.temperature, c.sinkhorn_iterations)
+            codes = crpt.ops.sinkhorn(
+                scores, c.temperature, c.sinkhorn_iterations, group=self.team.group
+            )
         s = F.normalize(self.predictor(self.project(self.online, obs)), dim=-1)  # [B, D]
         # A plain product, not the cosine: the rows of C have unit length, and their gradient is
         # that of s C^T.
