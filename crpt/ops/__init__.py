@@ -10,7 +10,7 @@ name, same signature.
 """
 
 # Importing cpu and cuda registers their kernels.
-from crpt.ops import cpu, cuda, reference  # noqa: F401
+from crpt.ops import cpu, cpu_memory, cuda, reference  # noqa: F401
 from crpt.ops._frame_stack import frame_stack
 from crpt.ops._intrinsic_loss import intrinsic_loss
 from crpt.ops._knn_distance import knn_distance
@@ -20,6 +20,7 @@ from crpt.ops._random_shift import random_shift
 from crpt.ops._sinkhorn import sinkhorn
 
 __all__ = [
+    "cpu_memory",
     "frame_stack",
     "intrinsic_loss",
     "knn_distance",

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crpt.ops import checks
+from crpt.ops import checks, cpu_memory
 from crpt.ops.checks import compute_dtype
 from crpt.ops.gemm import matmul
 from crpt.ops.layout import pixel_planes
@@ -160,7 +160,7 @@ def random_shift_cpu(images: Tensor, shifts: Tensor, pad: int) -> Tensor:
     checks.random_shift(images, shifts, pad)
     images, planes, channels = pixel_planes(images)
     shifts = shifts.contiguous()
-    out = torch.empty_like(images)
+    out = cpu_memory.empty_like(images)
     batch, _, height, width = images.shape
     _cpu.random_shift(
         images.data_ptr(), out.data_ptr(), shifts.data_ptr(), batch, planes, height, width,
@@ -173,7 +173,7 @@ def random_shift_cpu(images: Tensor, shifts: Tensor, pad: int) -> Tensor:
 def random_shift_backward_cpu(grad: Tensor, shifts: Tensor, pad: int) -> Tensor:
     checks.random_shift_backward(grad, shifts, pad)
     grad, shifts = grad.contiguous(), shifts.contiguous()
-    grad_images = grad.new_empty(grad.shape)
+    grad_images = cpu_memory.new_empty(grad, grad.shape)
     _cpu.random_shift_backward(
         grad.data_ptr(), grad_images.data_ptr(), shifts.data_ptr(), _DTYPE[grad.dtype],
         *grad.shape, pad, torch.get_num_threads(),
@@ -186,18 +186,34 @@ def frame_stack_cpu(
     frames: Tensor, index: Tensor, shifts: Tensor | None, pad: int, dtype: torch.dtype
 ) -> Tensor:
     checks.frame_stack(frames, index, shifts, pad, dtype)
-    index = index.contiguous()
-    shifts = None if shifts is None else shifts.contiguous()
     batch, stack = index.shape
     _, channels, height, width = frames.shape
-    out = torch.empty((batch, stack * channels, height, width), dtype=dtype)
+    out = cpu_memory.new_empty(frames, (batch, stack * channels, height, width), dtype)
+    _frame_stack(frames, index, shifts, pad, out)
+    return out
+
+
+@_impl("frame_stack_out")
+def frame_stack_out_cpu(
+    frames: Tensor, index: Tensor, shifts: Tensor | None, pad: int, out: Tensor
+) -> None:
+    checks.frame_stack_out(frames, index, shifts, pad, out)
+    checks.no_overlap("out", out, {"frames": frames, "index": index, "shifts": shifts})
+    _frame_stack(frames, index, shifts, pad, out)
+    torch.autograd.graph.increment_version(out)
+
+
+def _frame_stack(
+    frames: Tensor, index: Tensor, shifts: Tensor | None, pad: int, out: Tensor
+) -> None:
+    index = index.contiguous()
+    shifts = None if shifts is None else shifts.contiguous()
     # The strides of the frames go to the kernel: a copy of a store of many GB would be no help.
     _cpu.frame_stack(
-        frames.data_ptr(), frames.shape, frames.stride(), index.data_ptr(), batch, stack,
+        frames.data_ptr(), frames.shape, frames.stride(), index.data_ptr(), *index.shape,
         0 if shifts is None else shifts.data_ptr(), pad, out.data_ptr(), out.element_size(),
-        _DTYPE.get(dtype, 0), torch.get_num_threads(),
+        _DTYPE.get(out.dtype, 0), torch.get_num_threads(),
     )  # fmt: skip
-    return out
 
 
 def _rounds_inputs() -> bool:

@@ -225,19 +225,35 @@ def frame_stack_cuda(
     frames: Tensor, index: Tensor, shifts: Tensor | None, pad: int, dtype: torch.dtype
 ) -> Tensor:
     checks.frame_stack(frames, index, shifts, pad, dtype)
-    index = index.contiguous()
-    shifts = None if shifts is None else shifts.contiguous()
     batch, stack = index.shape
     _, channels, height, width = frames.shape
     out = frames.new_empty((batch, stack * channels, height, width), dtype=dtype)
+    _frame_stack(frames, index, shifts, pad, out)
+    return out
+
+
+@_impl("frame_stack_out")
+def frame_stack_out_cuda(
+    frames: Tensor, index: Tensor, shifts: Tensor | None, pad: int, out: Tensor
+) -> None:
+    checks.frame_stack_out(frames, index, shifts, pad, out)
+    checks.no_overlap("out", out, {"frames": frames, "index": index, "shifts": shifts})
+    _frame_stack(frames, index, shifts, pad, out)
+    torch.autograd.graph.increment_version(out)
+
+
+def _frame_stack(
+    frames: Tensor, index: Tensor, shifts: Tensor | None, pad: int, out: Tensor
+) -> None:
+    index = index.contiguous()
+    shifts = None if shifts is None else shifts.contiguous()
     device, stream = _stream(frames.device)
     # The strides of the frames go to the kernel: a copy of a store of many GB would be no help.
     _cuda.frame_stack(
-        device, _DTYPE[dtype], frames.data_ptr(), index.data_ptr(),
+        device, _DTYPE[out.dtype], frames.data_ptr(), index.data_ptr(),
         0 if shifts is None else shifts.data_ptr(), out.data_ptr(), *frames.shape,
-        *frames.stride(), batch, stack, pad, stream,
+        *frames.stride(), *index.shape, pad, stream,
     )  # fmt: skip
-    return out
 
 
 @_impl("knn_distance")

@@ -7,12 +7,14 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <memory>
 #include <string>
 
 #include "kernels/dispatch.h"
 #include "kernels/frame_stack.h"
 #include "kernels/intrinsic_loss.h"
 #include "kernels/knn_distance.h"
+#include "kernels/page_pool.h"
 #include "kernels/prototype_loss.h"
 #include "kernels/random_shift.h"
 #include "kernels/row_normalize.h"
@@ -244,3 +246,9 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("knn_distance", &knn_distance);
   module.def("knn_distance_backward", &knn_distance_backward);
 }
+  py::class_<Pages>(module, "Pages", py::buffer_protocol()).def_buffer(&Pages::buffer);
+  module.def("take_pages", &take_pages);
+  module.def("pool_limit", &crpt::pool_limit);
+  module.def("set_pool_limit", &crpt::set_pool_limit);
+  module.def("empty_pool", &crpt::empty_pool);
+  module.def("pooled_bytes", &crpt::pooled_bytes);
