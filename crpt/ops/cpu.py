@@ -226,8 +226,8 @@ def _rounds_inputs() -> bool:
 
 
 def _dot_tolerance(dtype: torch.dtype, dim: int) -> float:
-    """Bound of a dot product's error, in units of the two lengths' product."""
-    tolerance = (dim + 8) * torch.finfo(dtype).eps  # the order of the sum is the GEMM's own
+    """What knn_distance needs to know of the errors of dot products and its own: knn_distance.h."""
+    tolerance = 2 * (dim + 8) * torch.finfo(dtype).eps  # whatever the order of the GEMM's sums
     if dtype == torch.float32 and _rounds_inputs():
         tolerance += torch.finfo(torch.bfloat16).eps  # its inputs may be rounded, its sums are not
     return tolerance
@@ -236,20 +236,28 @@ def _dot_tolerance(dtype: torch.dtype, dim: int) -> float:
 @_impl("knn_distance")
 def knn_distance_cpu(queries: Tensor, keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
     checks.knn_distance(queries, keys, k)
-    compute = compute_dtype(queries.dtype)
-    queries, keys = queries.to(compute).contiguous(), keys.to(compute).contiguous()
+    compute, threads = compute_dtype(queries.dtype), torch.get_num_threads()
+    queries, keys = queries.contiguous(), keys.contiguous()
     (batch, dim), count = queries.shape, keys.shape[0]
-    distance = queries.new_empty(batch)
-    index = torch.empty(batch, dtype=torch.int64)
-    tolerance = _dot_tolerance(compute, dim)
+    kind, tolerance = _DTYPE[queries.dtype], _dot_tolerance(compute, dim)
+    distance = queries.new_empty(batch, dtype=compute)
+    index = queries.new_empty(batch, dtype=torch.int64)
+    near_queries = queries.new_empty(queries.shape, dtype=compute)  # to the mean of the keys, which
+    near_keys = keys.new_empty(keys.shape, dtype=compute)  # becomes the origin
+    norms = queries.new_empty(batch + count, dtype=compute)
+    query_norms, half_key_norms = norms[:batch], norms[batch:]
+    _cpu.knn_center(
+        queries.data_ptr(), keys.data_ptr(), near_queries.data_ptr(), near_keys.data_ptr(),
+        query_norms.data_ptr(), half_key_norms.data_ptr(), kind, batch, count, dim, threads,
+    )  # fmt: skip
     block = max(1, _DOTS_PER_BLOCK // count)
     for begin in range(0, batch, block):
-        rows = queries[begin : begin + block]
-        dots = matmul(rows, keys.mT).contiguous()  # [block, Q]
+        rows = slice(begin, begin + block)
+        dots = matmul(near_queries[rows], near_keys.mT).contiguous()  # [block, Q]
         _cpu.knn_distance(
-            rows.data_ptr(), keys.data_ptr(), dots.data_ptr(), distance[begin:].data_ptr(),
-            index[begin:].data_ptr(), _DTYPE[compute], rows.shape[0], count, dim, k, tolerance,
-            torch.get_num_threads(),
+            queries[rows].data_ptr(), keys.data_ptr(), dots.data_ptr(),
+            query_norms[rows].data_ptr(), half_key_norms.data_ptr(), distance[rows].data_ptr(),
+            index[rows].data_ptr(), kind, dots.shape[0], count, dim, k, tolerance, threads,
         )  # fmt: skip
     return distance, index
 

@@ -128,6 +128,7 @@ CRPT_DISPATCH(void, intrinsic_loss, IntrinsicLossArgs)
 CRPT_DISPATCH(BadValue, random_shift, RandomShiftArgs)
 CRPT_DISPATCH(BadValue, random_shift_backward, RandomShiftBackwardArgs)
 CRPT_DISPATCH(BadValue, frame_stack, FrameStackArgs)
+CRPT_DISPATCH(void, knn_center, KnnCenterArgs)
 CRPT_DISPATCH(void, knn_distance, KnnDistanceArgs)
 CRPT_DISPATCH(void, knn_distance_backward, KnnDistanceBackwardArgs)
 
