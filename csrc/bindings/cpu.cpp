@@ -210,9 +210,8 @@ void knn_center(Address queries, Address keys, Address centered_queries, Address
 }
 
 void knn_distance(Address queries, Address keys, Address dots, Address query_norms,
-                  Address half_key_norms, Address distance, Address index, int dtype,
-                  int64_t batch, int64_t count, int64_t dim, int64_t k, double tolerance,
-                  int threads) {
+                  Address half_key_norms, Address distance, Address index, int dtype, int64_t batch,
+                  int64_t count, int64_t dim, int64_t k, double tolerance, int threads) {
   py::gil_scoped_release nogil;
   crpt::knn_distance({.queries = at(queries),
                       .keys = at(keys),

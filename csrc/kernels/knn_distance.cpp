@@ -169,6 +169,7 @@ void center(const KnnCenterArgs& args) {
 // found to have, D / 2 (|query|^2 + |key|^2). So no key beyond the limit could end up among the k
 // nearest, and the result does not depend on how the GEMM rounds.
 
+constexpr int64_t kBlock = 64, kPart = 16;  // keys looked at together
 constexpr int64_t kClasses = 64;  // columns i, i + kClasses, i + 2 kClasses, ... are one class
 
 // The smallest upper bound in each class. Dots that have overflowed bound nothing.
@@ -185,23 +186,22 @@ inline void least_of_classes(const A* dots, const A* high, int64_t count, A* lea
   }
 }
 
-// An upper bound of the k-th smallest. Of few neighbours: k classes have a member below the k-th
-// smallest of the classes' least.
+// The k-th smallest of different values among a class's least, infinity where there are fewer: k
+// classes have a member that does not exceed it.
 template <typename A>
-A kth_upper_bound(const A* dots, const A* high, int64_t count, int64_t k, Smallest<A>& best) {
-  if (k <= kClasses / 4) {
-    A least[kClasses];
-    least_of_classes(dots, high, count, least);
-    for (int64_t j = 0; j < kClasses; ++j) {
-      if (!best.full() || least[j] < best.top()) best.offer(least[j], j);
+A kth_of_classes(const A* least, int64_t k) {
+  A bound = -kInfinity<A>;
+  for (int64_t i = 0; i < k; ++i) {
+    A above[kClasses];
+    for (int64_t j = 0; j < kClasses; ++j) above[j] = least[j] > bound ? least[j] : kInfinity<A>;
+    for (int64_t half = kClasses / 2; half > 0; half /= 2) {
+      for (int64_t j = 0; j < half; ++j) {
+        above[j] = above[j + half] < above[j] ? above[j + half] : above[j];
+      }
     }
-    return best.top();
+    bound = above[0];
   }
-  for (int64_t i = 0; i < count; ++i) {
-    const A upper = high[i] - dots[i];
-    if (upper > -kInfinity<A> && (!best.full() || upper < best.top())) best.offer(upper, i);
-  }
-  return best.full() ? best.top() : kInfinity<A>;
+  return bound;
 }
 
 // Written so that NaN and infinity, which bound nothing, count as candidates.
@@ -219,11 +219,31 @@ inline bool any_candidate(const A* dots, const A* low, int64_t n, A limit) {
   return count > 0;
 }
 
+// An upper bound of the k-th smallest.
+template <typename A>
+A kth_upper_bound(const A* dots, const A* high, int64_t count, int64_t k, Smallest<A>& best) {
+  if (k <= kClasses / 4) {
+    A least[kClasses];
+    least_of_classes(dots, high, count, least);
+    return kth_of_classes(least, k);
+  }
+  for (int64_t begin = 0; begin < count; begin += kPart) {
+    const int64_t end = begin + kPart < count ? begin + kPart : count;
+    if (best.full() && !any_candidate(dots + begin, high + begin, end - begin, best.top())) {
+      continue;
+    }
+    for (int64_t i = begin; i < end; ++i) {
+      const A upper = high[i] - dots[i];
+      if (upper > -kInfinity<A> && (!best.full() || upper < best.top())) best.offer(upper, i);
+    }
+  }
+  return best.full() ? best.top() : kInfinity<A>;
+}
+
 // Calls body(q) for every candidate, upwards.
 template <typename A, typename Body>
 inline void for_each_candidate(const A* dots, const A* low, int64_t count, A limit,
                                const Body& body) {
-  constexpr int64_t kBlock = 64, kPart = 16;
   for (int64_t begin = 0; begin < count; begin += kBlock) {
     const int64_t end = begin + kBlock < count ? begin + kBlock : count;
     if (!any_candidate(dots + begin, low + begin, end - begin, limit)) continue;

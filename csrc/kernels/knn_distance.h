@@ -2,10 +2,12 @@
 //
 // Squared distances from a GEMM suffer cancellation, so they only narrow the search: every key that
 // the GEMM's error bound cannot rule out is measured again from the vectors. The bound is in units
-// of the vectors' squared lengths, so both sides are first moved by a common offset, the keys' mean:
-// what is left of nearly identical embeddings is their differences, and few keys stay candidates.
+// of the vectors' squared lengths, so both sides are first moved by a common offset, the keys'
+// mean: what is left of nearly identical embeddings is their differences, and few keys stay
+// candidates.
 //
-// LIMIT
+// Limit: the GEMM, 0.27 GFLOP at 512 queries, 2,048 keys, D = 128: 0.58 ms at the 460 GFLOP/s of two
+// Zen 5 cores in oneDNN. Measured there: centering 0.03, GEMM 0.61, selection 0.2, all 0.9 ms.
 #pragma once
 
 #include "kernels/dispatch.h"
@@ -36,7 +38,8 @@ struct KnnDistanceArgs {
   DType dtype;                 // of queries and keys
   int64_t batch, count, dim;
   int64_t k;
-  // At least (2 D + 16) epsilon; e more where |dots - exact| may be (D / 2 epsilon + e) |query| |key|.
+  // At least (2 D + 16) epsilon; e more where |dots - exact| may be (D / 2 epsilon + e) |query|
+  // |key|.
   double tolerance;
   int threads;
 };
