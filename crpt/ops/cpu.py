@@ -14,17 +14,10 @@ from torch import Tensor
 
 from crpt.ops import checks, cpu_memory
 from crpt.ops.checks import compute_dtype
+from crpt.ops.compiled import _cpu
 from crpt.ops.gemm import matmul, scaled
 from crpt.ops.layout import pixel_planes
 from crpt.ops.schemas import LIBRARY
-
-try:
-    import crpt._cpu as _cpu
-except ImportError as error:
-    raise ImportError(
-        f"crpt's compiled operators could not be imported ({error}); build them with "
-        "`pip install .` in a checkout of crpt"
-    ) from error
 
 # The kernels' DType, by index.
 _DTYPE = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from crpt import _cpu
+from crpt.ops.compiled import _cpu
 
 _WORTH_KEEPING = 32 << 20  # bytes; glibc has an upper bound there for what it does not map afresh
 
