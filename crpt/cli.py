@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar, get_args
@@ -43,7 +44,7 @@ def main(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     preset, seed = _scan(sys.argv[1:], "paper" if device == "cuda" else "quick")
     defaults = make_arguments(preset, Path("runs") / f"{preset}-seed{seed}", device)
-    try:
+    with without_traceback("The same command goes on from what is on disk."):
         arguments = tyro.cli(
             type(defaults),
             prog=f"python -m crpt.{name}",
@@ -52,11 +53,16 @@ def main(
         )
         with RunDirectory(arguments.run_dir).exclusive():
             command(arguments)
+
+
+@contextmanager
+def without_traceback(when_interrupted: str) -> Iterator[None]:
+    """End the process with a message and an exit code where a command is interrupted or fails."""
+    try:
+        yield
     except (Interrupted, KeyboardInterrupt) as error:
         detail = f": {error}" if str(error) else ""
-        sys.exit(
-            _say(f"interrupted{detail}. The same command goes on from what is on disk.", code=130)
-        )
+        sys.exit(_say(f"interrupted{detail}. {when_interrupted}", code=130))
     except (ValueError, TypeError, RuntimeError, OSError, ArithmeticError, ImportError) as error:
         if os.environ.get("CRPT_TRACEBACK") == "1":
             raise
@@ -67,15 +73,7 @@ def context(
     arguments: Common, *, dataset: Path | None = None, encoder: Path | None = None
 ) -> Context:
     """The stages' view of the arguments."""
-    try:
-        device = torch.device(arguments.device)
-        if device.type not in ("cpu", "cuda"):
-            raise RuntimeError("not one of them")
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch's, for names and missing devices
-        raise ValueError(
-            f"device should be cpu, or a cuda device that torch finds here, got {arguments.device}"
-        ) from error
+    device = usable_device(arguments.device)
     if arguments.seed < 0:
         raise ValueError(f"seed should be at least 0, got {arguments.seed}")
     return Context(
@@ -85,6 +83,20 @@ def context(
         dataset=dataset,
         encoder=encoder,
     )
+
+
+def usable_device(name: str) -> torch.device:
+    """The device of that name; ValueError unless torch finds it here."""
+    try:
+        device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError("not one of them")
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch's, for names and missing devices
+        raise ValueError(
+            f"device should be cpu, or a cuda device that torch finds here, got {name}"
+        ) from error
+    return device
 
 
 def _scan(argv: list[str], default: Preset) -> tuple[Preset, str]:

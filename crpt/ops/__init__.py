@@ -1,16 +1,36 @@
 """The operators of crpt: compiled CPU and CUDA kernels behind torch.library.
 
-Each works on float32, float16, bfloat16 (accumulated in float32) and float64, under autograd where
-a gradient exists and under torch.compile(fullgraph=True). Results are deterministic, and, where no
-GEMM of torch's takes part, the same bits whatever the number of threads. Under autocast the dtype
-of the inputs decides; inputs of mixed floating dtypes, elsewhere a TypeError, are there promoted to
-the widest. Derivatives are reverse-mode: forward mode raises NotImplementedError, and torch itself
-refuses torch.func.grad and vjp. `crpt.ops.reference` holds the plain-PyTorch twin of each: same
-name, same signature.
+`crpt.ops.reference` holds the plain-PyTorch twin of each: same name, same signature; the
+specification, and what the tests compare with. What holds for all of them:
+
+Numbers.    float32, float16, bfloat16 (accumulated in float32) and float64; the error against
+            float64 is at most twice that of the twin in the same precision. Deterministic from run
+            to run, and, where no matrix product of torch's takes part, the same bits whatever the
+            number of threads.
+Memory.     Inputs may have any strides and are never written to. Any sizes, also beyond 2**31
+            elements. Results are fresh tensors.
+Threads.    The CPU kernels use torch.get_num_threads() threads, fewer for little work, and release
+            the GIL: calls from several Python threads are safe and run in parallel.
+CUDA.       The current stream and the device of the inputs; nothing waits for the device, so every
+            operator can be captured in a CUDA graph.
+Gradients.  Reverse mode, to first order: a second derivative raises NotImplementedError, but for
+            random_shift, which is linear. sinkhorn and frame_stack have none by design. Forward
+            mode (jvp, jacfwd, torch.func.hessian) raises NotImplementedError.
+torch.func. vmap, grad, vjp and jacrev of every operator, in any nesting: one call for all samples,
+            but one each in knn_distance and frame_stack where keys or frames differ between samples
+            and in the gradient of knn_distance's keys. No vmap over sinkhorn(group=...).
+Compiler.   torch.compile(fullgraph=True), with dynamic and with data-dependent sizes, also of vmap;
+            not of the gradients of torch.func, which torch itself refuses there.
+autocast.   The dtype of the inputs decides; inputs of mixed floating dtypes, elsewhere a TypeError,
+            are promoted to the widest.
+Processes.  Inside DistributedDataParallel as any other function; sinkhorn(group=...) balances over
+            the batches of all processes.
+Errors.     TypeError for type and dtype, ValueError for shape, device and value. Each names the
+            argument, what it should be and what it was.
 """
 
-# Importing cpu and cuda registers their kernels.
-from crpt.ops import cpu, cuda, reference  # noqa: F401
+# Importing cpu, cuda and vmap registers what they hold.
+from crpt.ops import cpu, cuda, reference, vmap  # noqa: F401
 from crpt.ops._frame_stack import frame_stack
 from crpt.ops._intrinsic_loss import intrinsic_loss
 from crpt.ops._knn_distance import knn_distance

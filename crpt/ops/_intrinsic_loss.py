@@ -2,11 +2,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from crpt.ops import arguments, checks
-from crpt.ops.autograd import differentiable_once, fake, gradient
+from crpt.ops.autograd import call, differentiable_once, fake, gradient
 from crpt.ops.checks import compute_dtype
 
 
@@ -37,7 +36,7 @@ def intrinsic_loss(prototypes: Tensor, offset: float = 1.5) -> Tensor:
     Source: L_intr of CRPTpro (arXiv 2302.05614), section 3.
     """
     arguments.tensor("prototypes", prototypes)
-    return torch.ops.crpt.intrinsic_loss(prototypes, arguments.real("offset", offset))[0]
+    return call("intrinsic_loss", prototypes, arguments.real("offset", offset))[0]
 
 
 @fake("intrinsic_loss")
@@ -63,7 +62,7 @@ def _setup(ctx: Any, inputs: tuple[Tensor, float], output: tuple[Tensor, Tensor]
 def _backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, None]:
     if grad is None:
         return None, None
-    return torch.ops.crpt.intrinsic_loss_backward(grad, *ctx.saved_tensors), None
+    return call("intrinsic_loss_backward", grad, *ctx.saved_tensors), None
 
 
 gradient("intrinsic_loss", _backward, _setup)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from crpt.ops import arguments, checks
-from crpt.ops.autograd import differentiable_once, fake, gradient
+from crpt.ops.autograd import call, differentiable_once, fake, gradient
 from crpt.ops.checks import compute_dtype
 
 
@@ -38,9 +38,7 @@ def knn_distance(queries: Tensor, keys: Tensor, k: int) -> Tensor:
         2102.11271).
     """
     queries, keys = arguments.pair(("queries", "keys"), queries, keys)
-    return torch.ops.crpt.knn_distance(queries, keys, arguments.integer("k", k))[0].to(
-        queries.dtype
-    )
+    return call("knn_distance", queries, keys, arguments.integer("k", k))[0].to(queries.dtype)
 
 
 @fake("knn_distance")
@@ -74,12 +72,12 @@ def _setup(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: tuple[Tensor, T
 def _backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, Tensor | None, None]:
     if grad is None:
         return None, None, None
-    ops, saved = torch.ops.crpt, ctx.saved_tensors
+    saved = ctx.saved_tensors
     dtype = saved[0].dtype
     wants_queries, wants_keys, _unused = ctx.needs_input_grad
     return (
-        ops.knn_distance_backward_queries(grad, *saved).to(dtype) if wants_queries else None,
-        ops.knn_distance_backward_keys(grad, *saved).to(dtype) if wants_keys else None,
+        call("knn_distance_backward_queries", grad, *saved).to(dtype) if wants_queries else None,
+        call("knn_distance_backward_keys", grad, *saved).to(dtype) if wants_keys else None,
         None,
     )
 

@@ -2,11 +2,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from crpt.ops import arguments, checks
-from crpt.ops.autograd import differentiable_once, fake, gradient
+from crpt.ops.autograd import call, differentiable_once, fake, gradient
 from crpt.ops.checks import compute_dtype
 
 
@@ -34,9 +33,7 @@ def prototype_loss(scores: Tensor, codes: Tensor, temperature: float = 0.1) -> T
     Source: L_comp of CRPTpro (arXiv 2302.05614), section 3.
     """
     scores, codes = arguments.pair(("scores", "codes"), scores, codes)
-    return torch.ops.crpt.prototype_loss(scores, codes, arguments.real("temperature", temperature))[
-        0
-    ]
+    return call("prototype_loss", scores, codes, arguments.real("temperature", temperature))[0]
 
 
 @fake("prototype_loss")
@@ -69,13 +66,13 @@ def _backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, Te
     if grad is None:
         return None, None, None
     scores, codes, logsumexp = ctx.saved_tensors
-    ops, t = torch.ops.crpt, ctx.temperature
+    t = ctx.temperature
     wants_scores, wants_codes, _unused = ctx.needs_input_grad
     return (
-        ops.prototype_loss_backward_scores(grad, scores, codes, logsumexp, t)
+        call("prototype_loss_backward_scores", grad, scores, codes, logsumexp, t)
         if wants_scores
         else None,
-        ops.prototype_loss_backward_codes(grad, scores, logsumexp, t) if wants_codes else None,
+        call("prototype_loss_backward_codes", grad, scores, logsumexp, t) if wants_codes else None,
         None,
     )
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from crpt.ops import arguments, checks
-from crpt.ops.autograd import differentiable_once, fake, gradient
+from crpt.ops.autograd import call, differentiable_once, fake, gradient
 from crpt.ops.checks import compute_dtype
 
 
@@ -33,7 +33,7 @@ def prototype_similarity(embeddings: Tensor, prototypes: Tensor) -> Tensor:
     Source: CRPTpro (arXiv 2302.05614), section 3.
     """
     embeddings, prototypes = arguments.pair(("embeddings", "prototypes"), embeddings, prototypes)
-    return torch.ops.crpt.prototype_similarity(embeddings, prototypes)[0]
+    return call("prototype_similarity", embeddings, prototypes)[0]
 
 
 @fake("prototype_similarity")
@@ -86,12 +86,12 @@ def _rows(
     dtype: torch.dtype,
 ) -> Tensor | None:
     """What reaches rows by way of the similarity, and by way of their `unit` if that was used."""
-    backward, total = torch.ops.crpt.prototype_similarity_backward, None
+    total = None
     if grad is not None:
-        total = backward(grad, unit, norm, other)
+        total = call("prototype_similarity_backward", grad, unit, norm, other)
     if grad_unit is not None:  # unit rows are their own similarity with the axes
         axes = torch.eye(unit.shape[-1], dtype=unit.dtype, device=unit.device)
-        own = backward(grad_unit, unit, norm, axes)
+        own = call("prototype_similarity_backward", grad_unit, unit, norm, axes)
         total = own if total is None else total + own
     return None if total is None else total.to(dtype)
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from crpt.ops import arguments, checks
-from crpt.ops.autograd import fake, gradient
+from crpt.ops.autograd import call, fake, gradient
 from crpt.ops.layout import pixel_planes
 
 
@@ -53,7 +53,7 @@ def random_shift(
         if generator is not None:
             raise ValueError("generator should be None where shifts are given: nothing is drawn")
         arguments.tensor("shifts", shifts)
-    return torch.ops.crpt.random_shift(images, shifts, pad)
+    return call("random_shift", images, shifts, pad)
 
 
 def _draw(images: Tensor, pad: int, generator: torch.Generator | None) -> Tensor:
@@ -82,11 +82,11 @@ def _setup(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-    return torch.ops.crpt.random_shift_backward(grad, *ctx.saved_tensors, ctx.pad), None, None
+    return call("random_shift_backward", grad, *ctx.saved_tensors, ctx.pad), None, None
 
 
 def _backward_of_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-    return torch.ops.crpt.random_shift(grad, *ctx.saved_tensors, ctx.pad), None, None
+    return call("random_shift", grad, *ctx.saved_tensors, ctx.pad), None, None
 
 
 gradient("random_shift", _backward, _setup)

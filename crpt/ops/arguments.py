@@ -5,6 +5,7 @@ from __future__ import annotations
 from numbers import Integral, Real
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.autograd import forward_ad
 
@@ -65,6 +66,15 @@ def integer(name: str, value: object) -> int:
         bits = number.bit_length()
         raise ValueError(f"{name} should fit in 64 bits, got an int of {bits} bits")
     return number
+
+
+def process_group(value: object) -> None:
+    if not dist.is_available() or not isinstance(value, dist.ProcessGroup):
+        # Where new_group leaves this process out, it returns a placeholder.
+        raise TypeError(
+            "group should be a torch.distributed.ProcessGroup that this process belongs to, "
+            f"got {type(value).__name__}"
+        )
 
 
 def generator(value: object, device: torch.device) -> None:

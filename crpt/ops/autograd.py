@@ -9,6 +9,8 @@ import torch
 
 from crpt.ops.schemas import LIBRARY
 
+_FUNCTIONS: dict[str, type[torch.autograd.Function]] = {}
+
 
 def fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """What the operator returns, in shape, dtype and strides, without computing it."""
@@ -22,6 +24,29 @@ def fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
 def gradient(name: str, backward: Callable[..., Any], setup: Callable[..., None]) -> None:
     torch.library.register_autograd(f"crpt::{name}", backward, setup_context=setup, lib=LIBRARY)
+    operator = getattr(torch.ops.crpt, name)
+
+    def forward(*args: Any) -> Any:
+        return operator(*args)
+
+    body = {
+        "forward": staticmethod(forward),
+        "setup_context": staticmethod(setup),
+        "backward": staticmethod(backward),
+        "generate_vmap_rule": True,
+    }
+    _FUNCTIONS[name] = type(name, (torch.autograd.Function,), body)
+
+
+def call(name: str, *args: Any) -> Any:
+    """torch.ops.crpt.name(*args), also inside the transforms of torch.func.
+
+    There torch refuses the gradients that register_autograd knows, and takes those of a Function;
+    which in turn torch.compile refuses, so that compiled graphs know no gradients of torch.func.
+    """
+    if torch._C._are_functorch_transforms_active() and not torch.compiler.is_compiling():
+        return _FUNCTIONS[name].apply(*args)
+    return getattr(torch.ops.crpt, name)(*args)
 
 
 def differentiable_once(name: str) -> None:

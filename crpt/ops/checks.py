@@ -31,6 +31,16 @@ def sinkhorn(scores: Tensor, temperature: float, iterations: int) -> None:
     _at_least("iterations", iterations, 0)
 
 
+def sinkhorn_group(scores: Tensor, temperature: float, iterations: int) -> None:
+    """The same, where a process may be without samples."""
+    _floating("scores", scores)
+    shape = scores.shape
+    if len(shape) < 2 or not _hold(shape[-1] >= 1):
+        raise ValueError(f"scores should be [..., B, M] with M >= 1, got {list(shape)}")
+    _positive("temperature", temperature)
+    _at_least("iterations", iterations, 0)
+
+
 def prototype_similarity(embeddings: Tensor, prototypes: Tensor) -> None:
     _floating("embeddings", embeddings)
     _same_kind("prototypes", prototypes, "embeddings", embeddings)

@@ -7,9 +7,15 @@ autograd. Inputs are not checked here; see `crpt.ops` for shapes, ranges and err
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 # Scores are measured from their maximum in units of the temperature and cut off here: far below
 # what exp can represent, and finite, so that -inf scores cannot make -inf - (-inf).
@@ -21,18 +27,46 @@ def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 @torch.no_grad()
-def sinkhorn(scores: Tensor, temperature: float = 0.1, iterations: int = 3) -> Tensor:
-    """codes = Sinkhorn-Knopp(exp(scores / T)) in log space, [..., B, M] -> [..., B, M]."""
+def sinkhorn(
+    scores: Tensor,
+    temperature: float = 0.1,
+    iterations: int = 3,
+    group: ProcessGroup | None = None,
+) -> Tensor:
+    """codes = Sinkhorn-Knopp(exp(scores / T)) in log space, [..., B, M] -> [..., B, M].
+
+    With a group B counts the samples of all its processes, at least one each.
+    """
     batch, prototypes = scores.shape[-2:]
+    if group is not None:
+        count = torch.tensor(batch, device=scores.device)
+        batch = int(_over(group, dist.ReduceOp.SUM, count))
     log_b = torch.tensor(float(batch), dtype=torch.float64).log().item()
     log_m = torch.tensor(float(prototypes), dtype=torch.float64).log().item()
     s = scores.to(_compute_dtype(scores.dtype))
-    top = s.amax(dim=(-2, -1), keepdim=True).clamp_min(torch.finfo(s.dtype).min)
+    top = s.amax(dim=(-2, -1), keepdim=True)
+    if group is not None:
+        top = _over(group, dist.ReduceOp.MAX, top)
+    top = top.clamp_min(torch.finfo(s.dtype).min)
     log_q = ((s - top) / temperature).clamp_min(LOWEST_LOG_KERNEL)  # [..., B, M]
     for _ in range(iterations):
-        log_q = log_q - log_q.logsumexp(dim=-2, keepdim=True) - log_m  # each prototype sums to 1/M
+        log_q = log_q - _logsumexp_of_samples(log_q, group) - log_m  # each prototype sums to 1/M
         log_q = log_q - log_q.logsumexp(dim=-1, keepdim=True) - log_b  # each sample sums to 1/B
     return log_q.softmax(dim=-1).to(scores.dtype)  # each sample's codes sum to 1
+
+
+def _logsumexp_of_samples(log_q: Tensor, group: ProcessGroup | None) -> Tensor:
+    if group is None:
+        return log_q.logsumexp(dim=-2, keepdim=True)
+    peak = _over(group, dist.ReduceOp.MAX, log_q.amax(dim=-2, keepdim=True))
+    total = _over(group, dist.ReduceOp.SUM, (log_q - peak).exp().sum(dim=-2, keepdim=True))
+    return peak + total.log()
+
+
+def _over(group: ProcessGroup, operation: dist.ReduceOp.RedOpType, x: Tensor) -> Tensor:
+    """x, reduced over the processes of the group."""
+    dist.all_reduce(x, operation, group)
+    return x
 
 
 def prototype_similarity(embeddings: Tensor, prototypes: Tensor) -> Tensor:
