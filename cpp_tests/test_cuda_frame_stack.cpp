@@ -108,8 +108,8 @@ TEST(CudaFrameStackValues, AnIndexOrShiftOutOfRangeStopsTheKernel) {
     for (const int64_t bad : {int64_t{-1}, N, std::numeric_limits<int64_t>::max()}) {
       std::vector<int64_t> index = kIndex;
       index.back() = bad;
-      EXPECT_EQ(cudaErrorAssert, stack(Dtype::kUInt8, frames.data(), W, contiguous(W), index,
-                                       nullptr, out.data()));
+      EXPECT_EQ(cudaErrorAssert,
+                stack(Dtype::kUInt8, frames.data(), W, contiguous(W), index, nullptr, out.data()));
       EXPECT_NE(emulation::last_failure().find("index should be in [0, N)"), std::string::npos);
     }
     std::vector<int64_t> shifts = kShifts;

@@ -12,13 +12,21 @@ struct Sizes {
   int64_t elements() const { return batch * planes * height * width * pixel; }
 };
 
-constexpr Sizes kSizes[] = {{1, 1, 1, 1, 1, 2},  {3, 2, 7, 5, 1, 4}, {2, 3, 20, 17, 1, 4},
-                            {4, 1, 6, 9, 3, 2},  {2, 1, 3, 4, 1, 9}, {5, 2, 1, 8, 1, 3},
-                            {3, 1, 12, 1, 2, 1}, {2, 2, 5, 5, 1, 0},
+constexpr Sizes kSizes[] = {{1, 1, 1, 1, 1, 2},
+                            {3, 2, 7, 5, 1, 4},
+                            {2, 3, 20, 17, 1, 4},
+                            {4, 1, 6, 9, 3, 2},
+                            {2, 1, 3, 4, 1, 9},
+                            {5, 2, 1, 8, 1, 3},
+                            {3, 1, 12, 1, 2, 1},
+                            {2, 2, 5, 5, 1, 0},
                             // planes that are made of 16 bytes: of words, of packs of several rows,
                             // of pixels, and of two bands
-                            {3, 2, 8, 12, 1, 4}, {4, 1, 4, 4, 1, 9}, {2, 2, 16, 5, 1, 7},
-                            {3, 1, 16, 6, 3, 2}, {2, 1, 300, 64, 1, 4}};
+                            {3, 2, 8, 12, 1, 4},
+                            {4, 1, 4, 4, 1, 9},
+                            {2, 2, 16, 5, 1, 7},
+                            {3, 1, 16, 6, 3, 2},
+                            {2, 1, 300, 64, 1, 4}};
 
 std::vector<int64_t> shifts_of(const Sizes& size) {
   std::mt19937 engine(static_cast<unsigned>(size.elements()));
@@ -116,8 +124,8 @@ TEST(CudaShift, DividerDivides) {
 
 // Every row is in one band, whatever the sizes, and what is counted in 32 bits fits.
 TEST(CudaShift, BandsCoverThePlanes) {
-  const int64_t sizes[][2] = {{1, 1}, {84, 84}, {84, 756}, {300, 64}, {2160, 3840}, {17, 1 << 26},
-                              {int64_t{1} << 33, 8}};
+  const int64_t sizes[][2] = {
+      {1, 1}, {84, 84}, {84, 756}, {300, 64}, {2160, 3840}, {17, 1 << 26}, {int64_t{1} << 33, 8}};
   for (const auto& [height, row] : sizes) {
     const Bands bands(6, height, row);
     EXPECT_EQ(bands.count, 6 * bands.per_plane);

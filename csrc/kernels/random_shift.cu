@@ -2,14 +2,16 @@
 // sixteen bytes of the result per thread and store.
 //
 // Floor on an H200 (4.8 TB/s): every byte read and written once, [512, 9, 84, 84] uint8 65 MB in 14
-// us, fp32 260 MB in 54 us. Estimated at 70 to 85% of it: index arithmetic takes half the issue slots.
+// us, fp32 260 MB in 54 us. Estimated at 70 to 85% of it: index arithmetic takes half the issue
+// slots.
 #include "random_shift.cuh"
 #include "shift.cuh"
 
 namespace crpt::cuda {
 namespace {
 
-// kPer elements at a time: a pack, or one where planes are no packs. `pixel` elements move together.
+// kPer elements at a time: a pack, or one where planes are no packs. `pixel` elements move
+// together.
 template <class T, int kPer>
 __global__ void __launch_bounds__(kThreads)
     random_shift_kernel(const T* __restrict__ images, const int64_t* shifts, T* __restrict__ out,

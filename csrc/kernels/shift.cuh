@@ -22,8 +22,8 @@ class Divider {
  public:
   explicit Divider(int64_t divisor) : divisor_(static_cast<unsigned>(divisor)) {
     while (uint64_t{1} << shift_ < divisor_) ++shift_;
-    multiplier_ = static_cast<unsigned>(
-        ((((uint64_t{1} << shift_) - divisor_) << 32) / divisor_) + 1);
+    multiplier_ =
+        static_cast<unsigned>(((((uint64_t{1} << shift_) - divisor_) << 32) / divisor_) + 1);
   }
   __device__ int quotient(int n) const {
     const unsigned u = static_cast<unsigned>(n);
@@ -35,7 +35,7 @@ class Divider {
   unsigned divisor_, multiplier_, shift_ = 0;
 };
 
-constexpr int64_t kBandElements = 16384;       // of a block, and of a plane that is not cut
+constexpr int64_t kBandElements = 16384;           // of a block, and of a plane that is not cut
 constexpr int64_t kLongestRow = int64_t{1} << 26;  // 16 rows and twice a row are less than 2^31
 
 // Planes of height rows, cut into bands of some rows each, so that within a band 32 bits are enough
@@ -85,12 +85,15 @@ __device__ inline unsigned shifted_four(const uint8_t* row, int x, int width) {
   // zeros come first; at its end the last valid one repeats.
   const unsigned before = 0x3210u << 4 * min(max(-x, 0), 4) & 0xffffu;
   const int valid = width - 1 - first;
-  const unsigned at_end = static_cast<unsigned>(0x3210221011100000u >> 16 * min(valid, 3)) & 0xffffu;
+  const unsigned at_end =
+      static_cast<unsigned>(0x3210221011100000u >> 16 * min(valid, 3)) & 0xffffu;
   const unsigned which = x < 0 ? before : at_end;
   return __byte_perm(low, high, which + static_cast<unsigned>(from & 3) * 0x1111u);
 }
 
-__device__ inline void store_byte(uint8_t* out, unsigned byte) { *out = static_cast<uint8_t>(byte); }
+__device__ inline void store_byte(uint8_t* out, unsigned byte) {
+  *out = static_cast<uint8_t>(byte);
+}
 // byte / 255 rounded once: a quotient and its correction are exact enough for all 256.
 template <class T>
 __device__ void store_byte(T* out, unsigned byte) {
