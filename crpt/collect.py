@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import importlib.metadata
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
 from crpt import envs
+from crpt.collect_progress import Bars
 from crpt.collect_workers import record_in_processes
-from crpt.random_play import MakeEnv, is_complete, record
-from crpt.replay import DatasetError, ReplayBuffer, require_disk_space
+from crpt.random_play import MakeEnv, is_complete, record, resume
+from crpt.replay import DatasetError, DatasetLockedError, ReplayBuffer, require_disk_space
 
 if TYPE_CHECKING:
     from crpt.config import CollectConfig
 
 
 _log = logging.getLogger(__name__)
+_WORTH_A_PROCESS = 100  # transitions: fewer are recorded sooner than another process has started
 
 
 class DatasetMismatchError(DatasetError):
@@ -54,6 +56,7 @@ def collect(
 
     Raises:
         DatasetMismatchError: `dataset` holds data of other settings or another seed.
+        DatasetLockedError: another process collects into it.
         DatasetFullError: the disk has no room for all of it, or filled up on the way.
         RenderingUnavailableError: no OpenGL backend works here.
         CollectError: an environment failed; the message names its domain.
@@ -68,13 +71,15 @@ def collect(
     have = {d: buffer.num_transitions(d) if d in buffer.domains else 0 for d in config.domains}
     missing = sum(config.transitions - have[domain] for domain in pending)
     require_disk_space(dataset, missing * 3 * config.image_size**2)
-    workers = min(config.workers or len(os.sched_getaffinity(0)), len(pending))
-    with _Bars(config.transitions, have, disable=not progress) as bars:
-        if workers > 1:
+    with (
+        _exclusive(dataset) if pending else contextlib.nullcontext(),
+        Bars(config.transitions, have, disable=not progress) as bars,
+    ):
+        if (workers := _processes(config, missing)) > 1:
             record_in_processes(
                 config,
                 dataset,
-                pending,
+                {domain: resume(buffer, domain) for domain in pending},
                 workers=workers,
                 seed=seed,
                 make_env=make_env,
@@ -91,6 +96,25 @@ def collect(
                     on_progress=partial(bars.show_one, domain),
                 )
     return ReplayBuffer.open(dataset)
+
+
+@contextlib.contextmanager
+def _exclusive(dataset: Path) -> Iterator[None]:
+    """Nobody else collects into the dataset; the lock goes with the process, however it ends."""
+    with (dataset / ".collecting").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DatasetLockedError(
+                f"{dataset} is being collected by another process; wait for it, or stop it"
+            ) from None
+        yield
+
+
+def _processes(config: CollectConfig, missing: int) -> int:
+    if config.workers != "auto":
+        return config.workers
+    return min(len(os.sched_getaffinity(0)), -(-missing // _WORTH_A_PROCESS))
 
 
 def _open(config: CollectConfig, dataset: Path, seed: int) -> ReplayBuffer:
@@ -129,7 +153,8 @@ def _warn_of_other_packages(buffer: ReplayBuffer) -> None:
 
 
 def _versions() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in ("dm_control", "mujoco", "numpy")}
+    names = ("dm_control", "mujoco", "gymnasium", "numpy")
+    return {name: importlib.metadata.version(name) for name in names}
 
 
 def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
@@ -138,45 +163,6 @@ def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
         for name, value in here.items()
         if there.get(name) != value
     )
-
-
-class _Bars:
-    """A progress bar per domain, from its first new transition to its last."""
-
-    def __init__(self, transitions: int, have: dict[str, int], *, disable: bool) -> None:
-        self._transitions = transitions
-        self._have = have
-        self._disable = disable
-        self._bars: dict[str, tqdm[Any]] = {}
-
-    def show_one(self, domain: str, count: int) -> None:
-        bar = self._bars.get(domain)
-        if bar is None:
-            if count == self._have[domain]:
-                return
-            bar = self._bars[domain] = tqdm(
-                total=self._transitions,
-                initial=self._have[domain],
-                desc=f"collect {domain}",
-                unit=" transitions",
-                disable=self._disable,
-            )
-        # A replaced worker records the cut episode again, and the bar steps back.
-        if count != bar.n:
-            bar.update(count - bar.n)
-            if count == self._transitions:
-                bar.close()
-
-    def show(self, counts: dict[str, int]) -> None:
-        for domain, count in counts.items():
-            self.show_one(domain, count)
-
-    def __enter__(self) -> _Bars:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        for bar in self._bars.values():
-            bar.close()
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
-"""Processes that record domains side by side. A domain is recorded by one process at a time.
+"""Processes that record domains side by side: the parent's side.
 
-Killing a worker at any moment is safe: the dataset keeps what was committed, and whoever records
-the domain next goes on from there with the same bytes. So workers are stopped by killing them, and
-one that died or hangs (drivers do, when several processes render on one GPU) is replaced.
+It hands out episodes and the turn to write them (`collect_schedule`), shows what is done, and
+replaces processes that died or hang (drivers do, when several render on one GPU).
 """
 
 from __future__ import annotations
@@ -15,17 +14,19 @@ import os
 import pickle
 import signal
 import sys
-import threading
-import time
-import traceback
 import types
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from crpt.random_play import CollectError, MakeEnv, record
+from crpt import collect_process
+from crpt.collect_messages import Drop, Failed, Full, Play, Played, Steps, Turn, Written
+from crpt.collect_process import Orders
+from crpt.collect_schedule import Episode, Schedule
+from crpt.collect_watch import Watch
+from crpt.envs import rendering
+from crpt.random_play import CollectError, MakeEnv, find_end
 from crpt.replay import ReplayBuffer
 
 if TYPE_CHECKING:
@@ -34,45 +35,55 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _CONTEXT = multiprocessing.get_context("spawn")  # a forked process cannot use OpenGL
 _POLL_SECONDS = 0.25
-_STALL_SECONDS = 300.0
 _ATTEMPTS = 3
+_BYTES_KEPT = 1 << 30  # by all processes together
+_LEAST_BYTES_KEPT = 16 << 20  # by each: 790 frames of 84x84
 
 
 class _Worker:
     """The parent's end of one process."""
 
-    def __init__(self, config: CollectConfig, dataset: Path, seed: int, make_env: MakeEnv) -> None:
+    def __init__(self, index: int, orders: Orders) -> None:
+        self.index = index
         self.connection, child = _CONTEXT.Pipe()
-        arguments = (child, config, dataset, seed, make_env)
-        self._process = _CONTEXT.Process(target=_main, args=arguments, daemon=True)
-        with _main_module_hidden(unless_it_has=make_env):
+        arguments = (child, index, orders)
+        self._process = _CONTEXT.Process(
+            target=collect_process.main, args=arguments, daemon=True, name=f"collect-{index}"
+        )
+        with _main_module_hidden(unless_it_has=orders.make_env):
             self._process.start()
         child.close()
+        assert self._process.pid is not None
+        self.playing: Episode | None = None
         self.domain = ""
-        self._moved: tuple[int, float] = (-1, 0.0)
+        self.is_gone = False
+        self.watch = Watch(self._process.pid)
 
-    def begin(self, domain: str) -> None:
-        self.domain = domain
-        self._moved = (-1, time.monotonic())
-        self.connection.send(domain)
+    def send(self, message: Play | Turn | Drop) -> None:
+        # One that is gone is found out by reading from it.
+        with contextlib.suppress(ConnectionError):
+            self.connection.send(message)
+        self.watch.resume()
 
-    def has_stalled(self, transitions: int) -> bool:
-        if transitions != self._moved[0]:
-            self._moved = (transitions, time.monotonic())
-        return time.monotonic() - self._moved[1] > _STALL_SECONDS
+    def messages(self) -> Iterator[Any]:
+        """What it has said."""
+        try:
+            while self.connection.poll():
+                yield self.connection.recv()
+        except (EOFError, ConnectionError):
+            self.is_gone = True
 
     def kill(self) -> None:
         self._process.kill()
         self._process.join()
         self.connection.close()
 
-    def problem(self) -> str:
-        """What is wrong with a process that closed its connection or stalled; it is killed."""
-        self._process.join(timeout=1.0)  # one that closed its connection is about to end
+    def ending(self) -> str:
+        """How a process ended that closed its connection."""
+        self._process.join(timeout=1.0)
         code = self._process.exitcode
-        self.kill()
         if code is None:
-            return f"made no progress for {_STALL_SECONDS:.0f} s"
+            return "closed its connection"
         name = signal.Signals(-code).name if code < 0 else f"exit status {code}"
         return f"died ({name})" + (", perhaps out of memory" if code == -signal.SIGKILL else "")
 
@@ -80,125 +91,161 @@ class _Worker:
 def record_in_processes(
     config: CollectConfig,
     dataset: Path,
-    domains: Sequence[str],
+    written: dict[str, tuple[int, int]],
     *,
     workers: int,
     seed: int,
     make_env: MakeEnv,
     on_progress: Callable[[dict[str, int]], None],
 ) -> None:
-    """Records the domains, calling `on_progress` now and then with the transitions of each.
+    """Records domains, calling `on_progress` now and then with the transitions of each.
 
-    Raises what the first failing worker raised; the others are stopped, and keep what they
-    committed.
+    Raises the error of an environment once all that comes before it is written; the processes are
+    stopped then, and what was written whole is kept.
+
+    Args:
+        written: for each domain how many episodes and transitions of it are there.
+        workers: how many processes.
     """
-    crew = _Crew(domains, workers, lambda: _Worker(config, dataset, seed, make_env))
+    schedule = Schedule(
+        written,
+        config.transitions,
+        episode_length=config.episode_length,
+        action_repeat=config.action_repeat,
+    )
+    orders = Orders(
+        config,
+        dataset,
+        seed,
+        make_env,
+        parent=os.getpid(),
+        bytes_kept=max(_BYTES_KEPT // workers, _LEAST_BYTES_KEPT),
+        render_threads=len(os.sched_getaffinity(0)) // workers,
+        warned=rendering.warned,
+    )
+    crew = _Crew(schedule, orders, workers)
     try:
-        while crew.assign():
-            ready = multiprocessing.connection.wait(crew.connections(), _POLL_SECONDS)
-            buffer = ReplayBuffer.open(dataset)
-            counts = {d: buffer.num_transitions(d) for d in domains if d in buffer.domains}
-            on_progress(counts)
-            crew.attend(ready, counts)
+        while not schedule.is_complete():
+            crew.give()
+            on_progress(schedule.counts())
+            multiprocessing.connection.wait(crew.connections(), _POLL_SECONDS)
+            crew.attend()
+        on_progress(schedule.counts())
     finally:
         crew.kill()
 
 
 class _Crew:
-    """The workers, each with a domain, and the domains that wait for one."""
+    """The processes, and what each is doing."""
 
-    def __init__(
-        self, domains: Sequence[str], size: int, new_worker: Callable[[], _Worker]
-    ) -> None:
-        self._waiting = deque(domains)
-        self._size = size
-        self._new_worker = new_worker
-        self._idle: list[_Worker] = []
-        self._busy: list[_Worker] = []
-        self._failures: dict[str, tuple[int, int]] = {}
-
-    def assign(self) -> bool:
-        """Gives waiting domains to workers; false when all domains are recorded."""
-        while self._waiting and len(self._busy) < self._size:
-            worker = self._idle.pop() if self._idle else self._new_worker()
-            self._busy.append(worker)
-            worker.begin(self._waiting.popleft())
-        return bool(self._busy)
+    def __init__(self, schedule: Schedule, orders: Orders, size: int) -> None:
+        self._schedule = schedule
+        self._orders = orders
+        self._workers: list[_Worker] = []
+        self._failures: dict[Episode, int] = {}
+        self._slowest: dict[str, float] = {}  # seconds of a domain's slowest step
+        try:
+            for index in range(size):
+                self._workers.append(_Worker(index, self._orders))
+        except BaseException:
+            self.kill()
+            raise
 
     def connections(self) -> list[Connection]:
-        return [worker.connection for worker in self._busy]
+        return [worker.connection for worker in self._workers]
 
-    def attend(self, ready: Sequence[object], counts: dict[str, int]) -> None:
-        """Takes in what workers said; raises their errors, and replaces those that died or hang."""
-        for worker in list(self._busy):
-            count = counts.get(worker.domain, 0)
-            try:
-                if worker.connection in ready:
-                    error = worker.connection.recv()
-                    if error is not None:
-                        raise error
-                    self._busy.remove(worker)
-                    self._idle.append(worker)
-                elif worker.has_stalled(count):
-                    self._replace(worker, count)
-            except (EOFError, ConnectionError):
-                self._replace(worker, count)
+    def give(self) -> None:
+        """Drops what is not needed, then gives turns, and episodes to processes without one."""
+        for index, episode in self._schedule.drop_surplus():
+            worker = self._workers[index]
+            worker.send(Drop(episode))
+            if worker.playing == episode:
+                worker.playing = None
+        for index, episode, room in self._schedule.turns():
+            self._workers[index].send(Turn(episode, room))
+        for worker in self._workers:
+            if worker.playing is None:
+                self._hand_out(worker)
+
+    def attend(self) -> None:
+        """Takes in what the processes said, and replaces those that died or hang."""
+        for worker in list(self._workers):
+            for message in worker.messages():
+                self._take(worker, message)
+            if worker.is_gone:
+                self._replace(worker, worker.ending())
+            elif worker.playing is None and not self._schedule.turns_of(worker.index):
+                worker.watch.pause()
+            elif worker.watch.has_stalled(self._patience(worker)):
+                self._replace(worker, f"made no progress for {worker.watch.idle:.0f} s")
 
     def kill(self) -> None:
-        for worker in self._busy + self._idle:
+        for worker in self._workers:
             worker.kill()
 
-    def _replace(self, worker: _Worker, count: int) -> None:
-        self._busy.remove(worker)
-        problem = f"the process recording {worker.domain} {worker.problem()}"
-        # Ends that come again and again at one place; one that got further starts the count anew.
-        place, times = self._failures.get(worker.domain, (-1, 0))
-        times = times + 1 if count <= place else 1
-        if times == _ATTEMPTS:
-            raise CollectError(
-                f"{problem}, {times} times; what was committed is whole: run the same command "
-                "again, perhaps with fewer workers"
-            )
-        self._failures[worker.domain] = (max(count, place), times)
+    def _hand_out(self, worker: _Worker) -> None:
+        episode = self._schedule.hand_out(worker.index, worker.domain)
+        if episode is not None:
+            worker.playing = episode
+            worker.watch.begin(new=worker.domain != episode.domain)
+            worker.domain = episode.domain
+            worker.send(Play(episode))
+
+    def _take(self, worker: _Worker, message: Any) -> None:
+        episode = message.episode
+        if isinstance(message, (Played, Written, Failed)) and worker.playing == episode:
+            worker.playing = None
+        if isinstance(message, Full):
+            worker.watch.pause()
+        else:
+            worker.watch.has_progressed()
+        schedule = self._schedule
+        if not schedule.holds(worker.index, episode):
+            return  # it was dropped meanwhile
+        match message:
+            case Steps(_, length, seconds_per_step, slowest):
+                schedule.has_steps(episode, length, seconds_per_step)
+                before = self._slowest.get(episode.domain, 0.0)
+                self._slowest[episode.domain] = max(before, slowest)
+            case Played(_, length):
+                schedule.is_played(episode, length)
+            case Written(_, length):
+                schedule.is_written(episode, length)
+            case Failed(_, error):
+                schedule.has_failed(episode, error)
+
+    def _patience(self, worker: _Worker) -> float:
+        """Seconds without a word after which the process is taken to hang."""
+        episode = worker.playing
+        failures = self._failures.get(episode, 0) if episode else 0
+        patience = worker.watch.patience(self._slowest.get(worker.domain, 0.0))
+        return patience * float(2**failures)
+
+    def _replace(self, worker: _Worker, how: str) -> None:
+        worker.kill()
+        writing = self._schedule.turns_of(worker.index)
+        for episode in writing:
+            self._find_written(episode)
+        self._schedule.take_back(worker.index)
+        problem = f"the process recording {worker.domain or 'nothing yet'} {how}"
+        for place in {worker.playing, *writing} - {None}:
+            assert place is not None
+            self._failures[place] = self._failures.get(place, 0) + 1
+            if self._failures[place] == _ATTEMPTS:
+                raise CollectError(
+                    f"{problem}, {_ATTEMPTS} times in the same episode; what was committed is "
+                    "whole: run the same command again, perhaps with fewer workers"
+                )
         _log.warning("%s; starting another", problem)
-        self._waiting.appendleft(worker.domain)
+        self._workers[worker.index] = _Worker(worker.index, self._orders)
 
-
-def _main(
-    connection: Connection, config: CollectConfig, dataset: Path, seed: int, make_env: MakeEnv
-) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-    while True:
-        try:
-            domain = connection.recv()
-        except EOFError:
-            return
-        try:
-            buffer = ReplayBuffer.open(dataset)
-            record(config, buffer, domain, seed=seed, make_env=make_env)
-            connection.send(None)
-        except Exception as error:
-            connection.send(_portable(error))
-
-
-def _die_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-def _portable(error: Exception) -> Exception:
-    """The error, or one of the same words if it cannot be sent to another process."""
-    error.add_note(f"in a worker process:\n{traceback.format_exc()}")
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:
-        replacement = CollectError(f"{type(error).__name__}: {error}")
-        replacement.add_note(error.__notes__[-1])
-        return replacement
-    return error
+    def _find_written(self, episode: Episode) -> None:
+        """A process that died writing an episode may have ended it before it could say so."""
+        buffer = ReplayBuffer.open(self._orders.dataset)
+        episodes, transitions = find_end(buffer, episode.domain)
+        if episodes > episode.number:
+            before = self._schedule.written(episode.domain)
+            self._schedule.is_written(episode, transitions - before)
 
 
 @contextlib.contextmanager

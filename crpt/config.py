@@ -49,7 +49,8 @@ class CollectConfig:
     """Reward-free random play: what is recorded, where and how."""
 
     domains: tuple[str, ...] = ("cheetah_run", "walker_run", "quadruped_run")
-    """dm_control tasks by name; only their dynamics and looks are used, never their rewards."""
+    """dm_control tasks by name, Gymnasium environments by id; only their dynamics and looks are
+    used, never their rewards."""
     transitions: int = 100_000
     """Transitions per domain, in agent steps."""
     episode_length: int | None = None
@@ -61,9 +62,9 @@ class CollectConfig:
     """Height and width of a frame, in pixels."""
     render: Literal["exact", "fast"] = "exact"
     """exact: the pixels of dm_control. fast: no shadows and no multisampling, several times faster
-    in software, other pixels."""
-    workers: int = field(default=0, metadata=RESUMABLE)
-    """Processes; 0: one per core, at most one per domain. The data does not depend on it."""
+    in software, other pixels. Gymnasium's environments draw as they do."""
+    workers: int | Literal["auto"] = field(default="auto", metadata=RESUMABLE)
+    """Processes, also for one domain; auto: one per core. The data does not depend on it."""
 
     def __post_init__(self) -> None:
         _check_choices(self)
@@ -71,9 +72,9 @@ class CollectConfig:
             raise ValueError("domains should have at least one name, got none")
         if len(set(self.domains)) != len(self.domains):
             raise ValueError(f"domains should be different, got {list(self.domains)}")
-        _check_least(
-            self, transitions=1, episode_length=1, action_repeat=1, image_size=1, workers=0
-        )
+        _check_least(self, transitions=1, episode_length=1, action_repeat=1, image_size=1)
+        if self.workers != "auto" and not (type(self.workers) is int and self.workers >= 1):
+            raise ValueError(f"workers should be auto or at least 1, got {self.workers!r}")
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ class FinetuneConfig:
     """SAC on the frozen encoder."""
 
     task: str = "walker_run"
-    """dm_control task to solve, from its pixels and its rewards."""
+    """dm_control task or Gymnasium id to solve, from its pixels and its rewards."""
     agent_steps: int = 250_000
     """Decisions of the agent; times action_repeat, environment steps."""
     random_steps: int = 1_000

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
 import textwrap
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import toy_env
 from toy_collect import contents, toy_collect
 
-from crpt import random_play
-from crpt.collect import collect
-from crpt.config import CollectConfig
-from crpt.replay import ReplayBuffer
+from crpt import collect_workers, random_play
 
-HERE = Path(__file__).parent
 # What is recorded
 
 
@@ -91,12 +84,17 @@ def test_the_bytes_do_not_depend_on_how_it_was_collected(tmp_path):
     expected = contents(tmp_path / "reference")
     toy_collect(tmp_path / "again")
     toy_collect(tmp_path / "again")
-    toy_collect(tmp_path / "processes", workers=2)
+    for workers in (2, 3, 5):
+        toy_collect(tmp_path / f"{workers} workers", workers=workers)
+        toy_collect(tmp_path / f"{workers} at one", domains=("fast_a",), workers=workers)
+        assert contents(tmp_path / f"{workers} workers") == expected
+        one = contents(tmp_path / f"{workers} at one" / "fast_a")
+        assert one == contents(tmp_path / "reference" / "fast_a")
     for transitions in (1, 30, 31, 99, 100):
-        toy_collect(tmp_path / "extended", transitions=transitions)
+        toy_collect(tmp_path / "extended", transitions=transitions, workers=1 + transitions % 2)
     toy_collect(tmp_path / "by domain", domains=("fast_b",))
     toy_collect(tmp_path / "by domain")
-    for name in ("again", "processes", "extended", "by domain"):
+    for name in ("again", "extended", "by domain"):
         assert contents(tmp_path / name) == expected, name
 
 
@@ -111,126 +109,39 @@ def test_a_finished_dataset_is_left_alone(tmp_path):
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "data").rglob("*")} == before
 
 
-SCRIPT = """
-import sys
-sys.path.insert(0, {here!r})
-import {module} as module
-from crpt.collect import collect
-from crpt.config import CollectConfig
-config = CollectConfig({config})
-collect(config, {path!r}, seed=5, make_env=module.{make}, progress=False)
-"""
+def test_the_bytes_do_not_depend_on_the_memory_for_what_waits(tmp_path, monkeypatch):
+    toy_collect(tmp_path / "reference")
+    monkeypatch.setattr(collect_workers, "_BYTES_KEPT", 0)
+    monkeypatch.setattr(collect_workers, "_LEAST_BYTES_KEPT", 3 * toy_env.SIZE**2)  # one frame
+    toy_collect(tmp_path / "data", workers=3)
+    assert contents(tmp_path / "data") == contents(tmp_path / "reference")
 
 
-def start_script(path: Path, module: str, make: str, **config) -> subprocess.Popen:
-    """Collects in another process, by a script without a guard around its main part."""
-    arguments = ", ".join(f"{name}={value!r}" for name, value in config.items())
-    script = path.with_suffix(".py")
-    script.write_text(
-        SCRIPT.format(here=str(HERE), module=module, make=make, config=arguments, path=str(path))
-    )
-    return subprocess.Popen(
-        [sys.executable, str(script)],
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def transitions_on_disk(path: Path) -> int:
-    if not path.exists():
-        return 0
-    buffer = ReplayBuffer.open(path)
-    return sum(buffer.num_transitions(domain) for domain in buffer.domains)
-
-
-def run_and_kill(process: subprocess.Popen, path: Path, more: int, kill) -> bool:
-    """Calls `kill(process)` once `more` transitions were added; whether it came in time."""
-    goal = transitions_on_disk(path) + more
-    while process.poll() is None:
-        if transitions_on_disk(path) >= goal:
-            kill(process)
-            return True
-        time.sleep(0.005)
-    assert process.returncode == 0, process.stderr.read()
-    return False
-
-
-def kill_all(process: subprocess.Popen) -> None:
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-def kill_parent(process: subprocess.Popen) -> None:
-    process.kill()
-    process.wait()
-
-
-@pytest.mark.parametrize(("workers", "kill"), [(1, kill_all), (2, kill_parent)])
-def test_kill_9_at_any_moment_changes_no_byte(tmp_path, workers, kill):
-    config = {"domains": ("slow_a", "slow_b"), "transitions": 200, "image_size": toy_env.SIZE}
-    toy_collect(tmp_path / "whole", **config)
-    path = tmp_path / "killed"
-    kills = 0
-    for more in (1, 57, 130):
-        process = start_script(path, "toy_env", "make", workers=workers, **config)
-        kills += run_and_kill(process, path, more, kill)
-        wait_for_writers(path)
-    assert kills == 3
-    toy_collect(path, workers=workers, **config)
-    assert contents(path) == contents(tmp_path / "whole")
-
-
-def wait_for_writers(path: Path) -> None:
-    """Workers end by themselves when their parent is gone; nobody else may write before."""
-    deadline = time.monotonic() + 10
-    for domain in ReplayBuffer.open(path).domains:
-        while True:
-            try:
-                ReplayBuffer.open(path)._store(domain).writable().release()
-                break
-            except RuntimeError:
-                assert time.monotonic() < deadline, f"{domain} is still being written"
-                time.sleep(0.02)
-
-
-def test_kill_9_with_dm_control(tmp_path):
-    config = {
-        "domains": ("cartpole_swingup",),
-        "transitions": 150,
-        "episode_length": 40,
-        "render": "fast",
-    }
-    buffer = collect(CollectConfig(**config), tmp_path / "whole", seed=5, progress=False)
-    assert buffer.spec("cartpole_swingup").camera == 0
-    process = start_script(tmp_path / "killed", "crpt.envs", "make", **config)
-    assert run_and_kill(process, tmp_path / "killed", 60, kill_all)
-    assert 0 < transitions_on_disk(tmp_path / "killed") < 150
-    collect(CollectConfig(**config), tmp_path / "killed", seed=5, progress=False)
-    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
-
-
-def test_ctrl_c_ends_quickly_and_quietly(tmp_path):
-    config = {"domains": ("slow_a", "slow_b"), "transitions": 5000, "image_size": toy_env.SIZE}
-    path = tmp_path / "data"
-    process = start_script(path, "toy_env", "make", workers=2, **config)
-    interrupt = time.monotonic()
-
-    def ctrl_c(process):
-        nonlocal interrupt
-        interrupt = time.monotonic()
-        os.killpg(process.pid, signal.SIGINT)
-
-    assert run_and_kill(process, path, 50, ctrl_c)
-    _, stderr = process.communicate(timeout=10)
-    assert time.monotonic() - interrupt < 3
-    assert stderr.count("Traceback") == 1, stderr  # the script's own, not its workers'
-    assert stderr.rstrip().endswith("KeyboardInterrupt")
-    wait_for_writers(path)
-    assert transitions_on_disk(path) >= 50
+def test_frames_drawn_into_the_same_array_are_kept_apart(tmp_path):
+    toy_collect(tmp_path / "reference")
+    toy_collect(tmp_path / "data", toy_env.make_reusing, workers=3)
+    assert contents(tmp_path / "data") == contents(tmp_path / "reference")
 
 
 # What it costs and shows
+
+
+def test_workers_share_one_domain(tmp_path):
+    """A step takes 20 ms whatever the machine does: one process alone needs 6 s."""
+    start = time.monotonic()
+    toy_collect(tmp_path / "data", domains=("sleepy",), transitions=300, workers=4)
+    assert time.monotonic() - start < 4.5
+
+
+def test_auto_starts_no_process_for_little(tmp_path, monkeypatch):
+    def none(*_, **__):
+        raise AssertionError("one process is enough")
+
+    monkeypatch.setattr("crpt.collect.record_in_processes", none)
+    toy_collect(tmp_path / "data", domains=("fast_a",), workers="auto")
+    monkeypatch.setattr("crpt.collect.os.sched_getaffinity", lambda process: {0, 1, 2})
+    with pytest.raises(AssertionError, match="one process is enough"):
+        toy_collect(tmp_path / "more", transitions=101, workers="auto")
 
 
 def test_workers_do_not_wait_for_torch(tmp_path):

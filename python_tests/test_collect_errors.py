@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import re
 import subprocess
 import sys
@@ -13,10 +14,10 @@ import toy_env
 from gymnasium.spaces import Box
 from toy_collect import contents, toy_collect
 
-from crpt import collect_workers, envs, random_play
+from crpt import collect_watch, envs, random_play
 from crpt.collect import DatasetMismatchError, collect
 from crpt.config import CollectConfig
-from crpt.replay import DatasetFullError
+from crpt.replay import DatasetFullError, DatasetLockedError, ReplayBuffer
 
 HERE = Path(__file__).parent
 
@@ -52,7 +53,7 @@ def test_other_packages_are_told(tmp_path, caplog):
         ({"domains": ("a", "a")}, r"domains should be different, got \['a', 'a'\]"),
         ({"transitions": 0}, "transitions should be at least 1, got 0"),
         ({"episode_length": 0}, "episode_length should be at least 1, got 0"),
-        ({"workers": -1}, "workers should be at least 0, got -1"),
+        ({"workers": 0}, "workers should be auto or at least 1, got 0"),
         ({"seed": -1}, "seed should be at least 0, got -1"),
     ],
 )
@@ -96,7 +97,7 @@ def test_no_opengl_in_a_worker_is_the_one_clear_message(tmp_path):
 @pytest.mark.parametrize("how", ["dies", "hangs"])
 def test_a_worker_that_ends_is_replaced_and_no_byte_changes(tmp_path, monkeypatch, how, caplog):
     monkeypatch.setenv("TOY_MARK", str(tmp_path / "mark"))
-    monkeypatch.setattr(collect_workers, "_STALL_SECONDS", 1.5)
+    monkeypatch.setattr(collect_watch, "_PATIENCE", 1.5)
     domains = (f"{how}_once", "fast_b")
     buffer = toy_collect(tmp_path / "data", toy_env.make_ending, domains=domains, workers=2)
     assert (tmp_path / "mark").exists()
@@ -167,3 +168,36 @@ if __name__ == "__main__":
     subprocess.run([sys.executable, str(script)], check=True)
     toy_collect(tmp_path / "reference")
     assert contents(tmp_path / "data") == contents(tmp_path / "reference")
+
+
+def test_a_disk_that_fills_up_keeps_what_was_written(tmp_path):
+    config = {"transitions": 3000, "workers": 2}
+    with pytest.raises(DatasetFullError, match=r"what was committed is whole.*the same command"):
+        toy_collect(tmp_path / "data", toy_env.make_on_a_full_disk, **config)
+    kept = ReplayBuffer.open(tmp_path / "data")
+    assert max(kept.num_transitions(domain) for domain in kept.domains) > 500
+    toy_collect(tmp_path / "data", **config)
+    toy_collect(tmp_path / "whole", **config)
+    assert contents(tmp_path / "data") == contents(tmp_path / "whole")
+
+
+def test_two_collections_into_one_dataset_are_kept_apart(tmp_path):
+    toy_collect(tmp_path / "data")
+    with (tmp_path / "data" / ".collecting").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(DatasetLockedError, match="being collected by another process"):
+            toy_collect(tmp_path / "data", transitions=101)
+    toy_collect(tmp_path / "data", transitions=101)
+
+
+def test_an_error_in_an_episode_that_is_not_needed_is_none(tmp_path):
+    """Three processes play ahead; the first episode has all that is asked for."""
+    toy_collect(
+        tmp_path / "data",
+        toy_env.make_failing_later,
+        domains=("slow_a",),
+        transitions=3,
+        workers=3,
+    )
+    toy_collect(tmp_path / "whole", domains=("slow_a",), transitions=3)
+    assert contents(tmp_path / "data") == contents(tmp_path / "whole")

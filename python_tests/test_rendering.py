@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from crpt.envs import IncompatibleVersionsError, rendering
+from crpt.envs import IncompatibleVersionsError, egl, rendering
 
 LOOK = """
 import sys
@@ -22,8 +22,8 @@ assert backend == crpt.envs.select_backend()
 print(backend, os.environ["MUJOCO_GL"], os.environ.get("PYOPENGL_PLATFORM"))
 """
 NO_LIBRARY = """
-from crpt.envs import rendering
-rendering._load = lambda names: None
+from crpt.envs import egl, rendering
+egl.load_library = rendering.load_library = lambda *names: None
 """
 CATCH = """
 import crpt.envs
@@ -95,12 +95,12 @@ def test_no_library_at_all_names_the_packages():
 def test_egl_is_checked_down_to_its_devices():
     code = """
 import ctypes
-from crpt.envs import rendering
+from crpt.envs import egl, rendering
 find = ctypes.CFUNCTYPE
 def no_devices(*signature):
     kind = find(*signature)
     return lambda address: lambda *arguments: 0
-rendering.ctypes.CFUNCTYPE = no_devices
+egl.ctypes.CFUNCTYPE = no_devices
 rendering._probe_osmesa = rendering._PROBES["osmesa"] = lambda: "none"
 """
     if not has("egl"):
@@ -154,3 +154,118 @@ def test_packages_that_do_not_fit_are_named_with_the_remedy(monkeypatch, install
 
 def test_the_pair_that_is_installed_fits():
     rendering.check_versions()
+
+
+class FakeEgl:
+    """EGL with these devices: `nvidia`, `dri` (of the same cards, by another driver), `software`.
+
+    A `-` before the name: it cannot be initialised.
+    """
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+        self.asked: list[int] = []
+
+    def devices(self) -> list[egl.Device]:
+        found = []
+        cards = {"nvidia": 0, "dri": 0}
+        for number, name in enumerate(self.names):
+            kind = name.lstrip("-")
+            node = None
+            if kind in cards:
+                node, cards[kind] = f"/dev/dri/card{cards[kind]}", cards[kind] + 1
+            found.append(egl.Device(number, number, kind == "software", node))
+        return found
+
+    def can_use(self, device: egl.Device) -> bool:
+        self.asked.append(device.number)
+        return not self.names[device.number].startswith("-")
+
+
+@pytest.fixture
+def fake_egl(monkeypatch):
+    for name in ("MUJOCO_GL", "PYOPENGL_PLATFORM", "MUJOCO_EGL_DEVICE_ID"):
+        monkeypatch.setenv(name, "")  # so that what the code sets is taken back
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(rendering, "warned", False)
+
+    def install(*names: str) -> FakeEgl:
+        fake = FakeEgl(*names)
+        monkeypatch.setattr(rendering, "Egl", lambda: fake)
+        return fake
+
+    return install
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["nvidia", "nvidia", "software"], ["0", "1", "0", "1"]),
+        (["software", "nvidia", "nvidia"], ["1", "2", "1", "2"]),
+        (["nvidia", "nvidia", "dri", "dri", "software"], ["0", "1", "0", "1"]),
+        (["-nvidia", "nvidia", "nvidia"], ["1", "1", "2", "1"]),
+        (["-nvidia", "software"], [None] * 4),
+        (["software"], [None] * 4),
+    ],
+)
+def test_processes_are_spread_over_the_graphics_cards(fake_egl, monkeypatch, names, expected):
+    fake_egl(*names)
+    chosen = []
+    for process in range(4):
+        monkeypatch.delenv("MUJOCO_EGL_DEVICE_ID", raising=False)
+        rendering.share_devices(process)
+        chosen.append(os.environ.get("MUJOCO_EGL_DEVICE_ID"))
+    assert chosen == expected
+
+
+def test_only_the_card_that_is_used_is_opened(fake_egl):
+    fake = fake_egl("nvidia", "nvidia", "nvidia")
+    rendering.share_devices(1)
+    assert fake.asked == [1]
+    assert rendering._probe_egl() is None
+    assert fake.asked == [1, 1]
+
+
+def test_a_device_that_the_user_chose_is_kept(fake_egl, monkeypatch):
+    fake = fake_egl("nvidia", "-nvidia")
+    monkeypatch.setenv("MUJOCO_EGL_DEVICE_ID", "1")
+    rendering.share_devices(0)
+    assert os.environ["MUJOCO_EGL_DEVICE_ID"] == "1"
+    assert fake.asked == []
+    problem = rendering._probe_egl()
+    assert (
+        problem == "none of the 1 EGL devices of number MUJOCO_EGL_DEVICE_ID=1 can be initialised"
+    )
+
+
+def test_another_backend_needs_no_card(fake_egl, monkeypatch):
+    fake = fake_egl("nvidia")
+    monkeypatch.setenv("MUJOCO_GL", "osmesa")
+    rendering.share_devices(0)
+    assert fake.asked == []
+    assert "MUJOCO_EGL_DEVICE_ID" not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("names", "gpu", "told"),
+    [
+        (["software"], True, 1),
+        (["-nvidia", "software"], True, 1),
+        (["nvidia", "software"], True, 0),
+        (["software"], False, 0),
+    ],
+)
+def test_software_beside_a_gpu_is_told_once(fake_egl, monkeypatch, caplog, names, gpu, told):
+    fake_egl(*names)
+    monkeypatch.setattr(rendering, "kernel_has_gpu", lambda: gpu)
+    for _ in range(2):
+        assert rendering._probe_egl() is None
+    assert caplog.text.count("there is a GPU, but EGL renders in software") == told
+    assert caplog.text.count("NVIDIA_DRIVER_CAPABILITIES") == told
+
+
+@needs_egl
+def test_what_egl_itself_says():
+    found = egl.Egl().devices()
+    assert [device.number for device in found] == list(range(len(found)))
+    assert len(egl.cards(found)) == len({d.node or d.number for d in found if not d.is_software})

@@ -247,7 +247,7 @@ def test_create_replaces_nothing(tmp_path):
     assert [p.name for p in tmp_path.rglob("*")] == ["data", "thesis.tex"]
 
 
-@pytest.mark.parametrize("name", ["", "../up", "a/b", ".hidden", "dataset.json"])
+@pytest.mark.parametrize("name", ["", "../up", "a b", ".hidden", "dataset.json"])
 def test_a_domain_is_a_directory(tmp_path, name):
     with pytest.raises(ValueError, match="domain should be"):
         ReplayBuffer.create(tmp_path / "data", {name: SPEC})

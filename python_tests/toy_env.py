@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
 import signal
 import sys
@@ -56,8 +58,9 @@ def identity(frame: np.ndarray) -> tuple[int, int, int]:
 
 
 def make(domain: str, *, render: str, action_repeat: int, image_size: int) -> gymnasium.Env:
-    """A toy by name: `slow*` takes 2 ms a step, the others as fast as they can."""
-    return ToyEnv(domain, image_size, delay=0.002 if domain.startswith("slow") else 0.0)
+    """A toy by name: `slow*` takes 2 ms a step, `sleepy*` 20, the others as fast as they can."""
+    delay = {"slow": 0.002, "slee": 0.02}.get(domain[:4], 0.0)
+    return ToyEnv(domain, image_size, delay)
 
 
 class _FailsInStep(ToyEnv):
@@ -68,6 +71,84 @@ class _FailsInStep(ToyEnv):
 def make_failing(domain: str, **settings: Any) -> gymnasium.Env:
     """The domain `broken` raises in its first step."""
     return _FailsInStep(domain) if domain == "broken" else make(domain, **settings)
+
+
+class _Reuses(ToyEnv):
+    """Draws every frame into the same array, and keeps its state in another."""
+
+    def _frame(self):
+        if not hasattr(self, "canvas"):
+            self.canvas = np.zeros((3, self.image_size, self.image_size), np.uint8)
+        self.canvas[:] = super()._frame()
+        return self.canvas
+
+    def _info(self, discount):
+        info = super()._info(discount)
+        if not hasattr(self, "state"):
+            self.state = np.zeros(2)
+        self.state[:] = info["state"]
+        return {**info, "state": self.state}
+
+
+def make_reusing(domain: str, **settings: Any) -> gymnasium.Env:
+    return _Reuses(domain)
+
+
+class _Stuck(ToyEnv):
+    """Its first step never returns, nor lets any other thread of its process run."""
+
+    def step(self, action):
+        # PyDLL keeps the interpreter's lock.
+        return ctypes.PyDLL(None).pause()
+
+
+def make_stuck(domain: str, **settings: Any) -> gymnasium.Env:
+    """`hangs*` gets stuck as a driver does."""
+    return _Stuck(domain) if domain.startswith("hangs") else make(domain, **settings)
+
+
+def make_dying_when_written(domain: str, **settings: Any) -> gymnasium.Env:
+    """The process dies after an episode was written, before it can say so; once."""
+    from crpt.random_play import EpisodeWriter
+
+    close = EpisodeWriter.close
+
+    def close_and_die(writer):
+        close(writer)
+        mark = Path(os.environ["TOY_MARK"])
+        if not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    EpisodeWriter.close = close_and_die
+    return make(domain, **settings)
+
+
+def make_on_a_full_disk(domain: str, **settings: Any) -> gymnasium.Env:
+    """In this process, no file can grow beyond 200,000 bytes."""
+
+    def allocate(descriptor, offset, length):
+        if offset + length > 200_000:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        os.ftruncate(descriptor, offset + length)
+
+    os.posix_fallocate = allocate
+    return make(domain, **settings)
+
+
+class _FailsLater(ToyEnv):
+    def reset(self, *, seed=None, options=None):
+        from crpt.random_play import episode_seed
+
+        first = episode_seed(5, self.domain, 0).spawn(1)[0].generate_state(1)[0]
+        if seed != first:
+            raise KeyError("the arm fell off")
+        return super().reset(seed=seed)
+
+
+def make_failing_later(domain: str, **settings: Any) -> gymnasium.Env:
+    """Only the first episode of seed 5 can be played."""
+    return _FailsLater(domain, delay=0.05)
 
 
 class _EndsOnce(ToyEnv):
@@ -101,9 +182,9 @@ def make_where_torch_is_not(domain: str, **settings: Any) -> gymnasium.Env:
 
 
 def make_without_gl(domain: str, **settings: Any) -> gymnasium.Env:
-    from crpt.envs import rendering
+    from crpt.envs import egl, rendering
 
-    rendering._load = lambda names: None
+    egl.load_library = rendering.load_library = lambda *names: None
     os.environ.pop("MUJOCO_GL", None)
     os.environ.pop("PYOPENGL_PLATFORM", None)
     rendering.select_backend()

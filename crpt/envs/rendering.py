@@ -7,18 +7,25 @@ once, when it is imported. A choice of the user's own is kept.
 
 from __future__ import annotations
 
-import ctypes
 import ctypes.util
 import importlib.metadata
+import logging
 import os
 import sys
 
+from crpt.envs.egl import Device, Egl, EglError, cards, kernel_has_gpu, load_library
+
+_log = logging.getLogger(__name__)
+_DEVICE = "MUJOCO_EGL_DEVICE_ID"
 _DEBIAN_PACKAGES = {"egl": "libegl1 libgl1-mesa-dri", "osmesa": "libosmesa6"}
 _OFF = ("off", "disable", "disabled", "false", "0")
 _MUJOCO_REMEDY = (
     "pip uninstall -y mujoco mujoco-core mujoco-studio && "
     "pip install 'dm_control==1.0.50' 'mujoco>=3.17,<3.18'"
 )
+
+warned = False
+"""Whether this process, or one that speaks for it, has said that rendering is slow here."""
 
 
 class RenderingUnavailableError(RuntimeError):
@@ -122,55 +129,63 @@ def _first_working(backends: list[str]) -> str:
     )
 
 
-def _load(names: tuple[str, ...]) -> ctypes.CDLL | None:
-    for name in names:
-        try:
-            return ctypes.CDLL(name, mode=ctypes.RTLD_GLOBAL)
-        except OSError:
-            continue
-    return None
+def share_devices(process: int) -> None:
+    """Gives this process its share of the graphics cards, if EGL is what will render.
+
+    Process n draws on card n modulo their number. A device set in MUJOCO_EGL_DEVICE_ID is kept.
+    Call it before anything imports dm_control.
+    """
+    if os.environ.get("MUJOCO_GL", "egl").lower() != "egl" or _DEVICE in os.environ:
+        return
+    try:
+        egl = Egl()
+        devices = cards(egl.devices())
+    except EglError:
+        return  # select_backend will say so, or find OSMesa
+    for n in range(len(devices)):
+        device = devices[(process + n) % len(devices)]
+        if egl.can_use(device):
+            os.environ[_DEVICE] = str(device.number)
+            return
 
 
 def _probe_egl() -> str | None:
     """What keeps EGL from working here; none if a display without a screen could be initialised."""
-    # As dm_control does, and first: NVIDIA's driver wants it loaded before libEGL.
-    _load(("libOpenGL.so.0",))
-    egl = _load(("libEGL.so.1", ctypes.util.find_library("EGL") or "libEGL.so"))
-    if egl is None:
-        return "libEGL.so.1 is missing"
-    egl.eglGetProcAddress.restype = ctypes.c_void_p
-    query_devices_address = egl.eglGetProcAddress(b"eglQueryDevicesEXT")
-    get_display_address = egl.eglGetProcAddress(b"eglGetPlatformDisplayEXT")
-    if not query_devices_address or not get_display_address:
-        return "libEGL has no device enumeration"
-    pointer, integer = ctypes.c_void_p, ctypes.c_int
-    query_devices = ctypes.CFUNCTYPE(
-        ctypes.c_uint, integer, ctypes.POINTER(pointer), ctypes.POINTER(integer)
-    )(query_devices_address)
-    get_display = ctypes.CFUNCTYPE(pointer, ctypes.c_uint, pointer, ctypes.POINTER(integer))(
-        get_display_address
-    )
-    devices, count = (pointer * 16)(), integer(0)
-    if not query_devices(16, devices, ctypes.byref(count)) or count.value == 0:
-        return "EGL sees no device, not even a software one"
-    egl.eglInitialize.argtypes = [pointer, pointer, pointer]
-    egl_platform_device = 0x313F
-    for device in devices[: count.value]:
-        display = get_display(egl_platform_device, device, None)
-        # Left initialised: dm_control initialises the same display again, which costs nothing.
-        if display and egl.eglInitialize(display, None, None):
+    try:
+        egl = Egl()
+        devices = egl.devices()
+    except EglError as error:
+        return str(error)
+    chosen = os.environ.get(_DEVICE)
+    if chosen is not None:
+        devices = [device for device in devices if str(device.number) == chosen]
+    for device in devices:
+        if egl.can_use(device):
+            _warn_of_software(device)
             return None
-    return f"none of the {count.value} EGL devices can be initialised"
+    which = f"of number {_DEVICE}={chosen} " if chosen is not None else ""
+    return f"none of the {len(devices)} EGL devices {which}can be initialised"
+
+
+def _warn_of_software(device: Device) -> None:
+    global warned
+    if device.is_software and kernel_has_gpu() and not warned:
+        warned = True
+        _log.warning(
+            "there is a GPU, but EGL renders in software, many times slower: the driver's OpenGL "
+            "is missing (libnvidia-gl), or kept out of this container "
+            "(NVIDIA_DRIVER_CAPABILITIES should be all, or have graphics)"
+        )
 
 
 def _probe_osmesa() -> str | None:
     """What keeps OSMesa from working here; none if its library loads."""
-    names = (
+    library = load_library(
         "libOSMesa.so.8",
         "libOSMesa.so.6",
         ctypes.util.find_library("OSMesa") or "libOSMesa.so",
     )
-    return "libOSMesa.so is missing" if _load(names) is None else None
+    return "libOSMesa.so is missing" if library is None else None
 
 
 _PROBES = {"egl": _probe_egl, "osmesa": _probe_osmesa}

@@ -82,7 +82,7 @@ class ReplayBuffer:
         path = Path(path)
         domains, metadata = manifest.read(path)
         stores: dict[str, Store] = {
-            name: FileStore(path / name, spec) for name, spec in domains.items()
+            name: FileStore(manifest.directory(path, name), spec) for name, spec in domains.items()
         }
         return cls(path, stores, metadata)
 
@@ -95,7 +95,7 @@ class ReplayBuffer:
             self._stores[domain] = Store(spec)
         else:
             manifest.add_domain(self.path, domain, spec)
-            self._stores[domain] = FileStore(self.path / domain, spec)
+            self._stores[domain] = FileStore(manifest.directory(self.path, domain), spec)
 
     @property
     def domains(self) -> tuple[str, ...]:

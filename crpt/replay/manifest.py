@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import urllib.parse
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,16 +20,23 @@ from crpt.replay.store import DomainSpec
 
 FORMAT_VERSION = 1
 _FILE = "dataset.json"
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:/-]*")
+
+
+def directory(path: Path, domain: str) -> Path:
+    """Where a domain's files are: a Gymnasium id may have a `/` and a `:`, a directory may not."""
+    return path / urllib.parse.quote(domain, safe="")
 
 
 def check_names(domains: Iterable[str]) -> None:
-    """Domains are directories: raises ValueError for a name that cannot be one."""
+    """Raises ValueError for a name that is neither a dm_control task's nor a Gymnasium id's."""
     for name in domains:
         if not isinstance(name, str):
             raise TypeError(f"domain should be a str, got {type(name).__name__}")
         if not _NAME.fullmatch(name) or name == _FILE:
-            raise ValueError(f"domain should be letters, digits, '_', '-' and '.', got {name!r}")
+            raise ValueError(
+                f"domain should be letters, digits, '_', '-', '.', ':' and '/', got {name!r}"
+            )
 
 
 def create(path: Path, domains: Mapping[str, DomainSpec], metadata: Mapping[str, Any]) -> None:
@@ -41,7 +49,7 @@ def create(path: Path, domains: Mapping[str, DomainSpec], metadata: Mapping[str,
     try:
         draft.mkdir()
         for name, spec in domains.items():
-            create_files(draft / name, spec)
+            create_files(directory(draft, name), spec)
         _write(draft, domains, metadata)
         draft.rename(path)
     except BaseException:
@@ -57,8 +65,8 @@ def add_domain(path: Path, domain: str, spec: DomainSpec) -> None:
             raise ValueError(f"domain should be a new one, got {domain}")
         require_disk_space(path, spec.capacity * spec.bytes_per_step())
         # What lies there without an entry is the rest of an attempt that was killed.
-        shutil.rmtree(path / domain, ignore_errors=True)
-        create_files(path / domain, spec)
+        shutil.rmtree(directory(path, domain), ignore_errors=True)
+        create_files(directory(path, domain), spec)
         _write(path, {**domains, domain: spec}, metadata)
 
 

@@ -1,18 +1,18 @@
-"""Environments by name: dm_control's suite, and the `_vision` tasks of dm_control.manipulation."""
+"""Environments by name: dm_control's suite, the `_vision` tasks of dm_control.manipulation, and
+Gymnasium's ids."""
 
 from __future__ import annotations
 
 import difflib
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
+import gymnasium
 import numpy as np
 
 from crpt.envs.dm_control_env import DMControlEnv, quiet_models
+from crpt.envs.gymnasium_env import GymnasiumEnv, find_spec, is_gymnasium_id
 from crpt.envs.rendering import select_backend
-
-if TYPE_CHECKING:
-    import gymnasium
 
 Render = Literal["exact", "fast"]
 _SUITE_CAMERAS = {"quadruped": 2}  # the others: 0
@@ -22,24 +22,27 @@ _MANIPULATION_CAMERA = "front_close"
 def make(
     domain: str, *, render: Render = "exact", action_repeat: int = 2, image_size: int = 84
 ) -> gymnasium.Env:
-    """An environment of frames, uint8 [3, H, W], by the name of a dm_control task.
+    """An environment of frames, uint8 [3, H, W], and of actions in [-1, 1], by its name.
 
     Args:
-        domain: a task of the suite (`cheetah_run`, `ball_in_cup_catch`) or a `_vision` task of
-            manipulation (`stack_2_bricks_vision`).
+        domain: a task of dm_control's suite (`cheetah_run`, `ball_in_cup_catch`), a `_vision` task
+            of its manipulation (`stack_2_bricks_vision`), or the id of a Gymnasium environment that
+            renders (`Pendulum-v1`, `ale_py:ALE/Pong-v5`); see `DMControlEnv` and `GymnasiumEnv`.
         render: `exact` gives dm_control's own pixels; `fast` leaves out shadows and multisampling,
-            which is several times faster in software and gives other pixels.
+            which is several times faster in software and gives other pixels. Gymnasium's
+            environments draw as they do.
         action_repeat: environment steps per agent step, each with the same action.
         image_size: height and width of a frame, in pixels.
 
     Raises:
         TypeError, ValueError: an argument of another type, an unknown name or a value out of range.
-        RenderingUnavailableError: no OpenGL backend works here.
+        RenderingUnavailableError: no OpenGL backend works here, or a package to draw with is
+            missing.
     """
     _check_arguments(domain, render, action_repeat, image_size)
+    if is_gymnasium_id(domain):
+        return GymnasiumEnv(domain, action_repeat=action_repeat, image_size=image_size)
     select_backend()
-    from dm_control import manipulation, suite
-
     prepare = _leave_out_shadows_and_multisampling if render == "fast" else lambda model: None
     common: dict[str, Any] = {
         "action_repeat": action_repeat,
@@ -48,13 +51,17 @@ def make(
     }
     tasks = _suite_tasks()
     if domain in tasks:
+        from dm_control import suite
+
         name, task = tasks[domain]
         with quiet_models():
             # Some models are drawn at random when they are made (lqr): always the same one.
             env = suite.load(name, task, task_kwargs={"random": 0})
         env.task.random.seed()
         return DMControlEnv(env, env.task.random.seed, camera=_SUITE_CAMERAS.get(name, 0), **common)
-    if domain in manipulation.get_environments_by_tag("vision"):
+    if domain in _vision_tasks():
+        from dm_control import manipulation
+
         with quiet_models():
             env = manipulation.load(domain)
         # The task would draw its observations at every physics step; frames are drawn here instead.
@@ -63,28 +70,35 @@ def make(
         return DMControlEnv(
             env, partial(_seed_manipulation, env), camera=_MANIPULATION_CAMERA, **common
         )
-    raise ValueError(_unknown(domain, known_names()))
+    raise ValueError(_unknown(domain))
 
 
 def known_names() -> list[str]:
-    """All names that `make` takes. Chooses the rendering backend, since it imports dm_control."""
+    """dm_control's names that `make` takes. Chooses the rendering backend, since it imports
+    dm_control."""
     select_backend()
-    from dm_control import manipulation
-
-    return [*_suite_tasks(), *manipulation.get_environments_by_tag("vision")]
+    return [*_suite_tasks(), *_vision_tasks()]
 
 
 def require_known(domain: str) -> None:
     """Raises the ValueError that `make` would raise for an unknown name."""
-    names = known_names()
-    if domain not in names:
-        raise ValueError(_unknown(domain, names))
+    if is_gymnasium_id(domain):
+        find_spec(domain)
+    elif domain not in known_names():
+        raise ValueError(_unknown(domain))
 
 
 def _suite_tasks() -> dict[str, tuple[str, str]]:
     from dm_control import suite
 
     return {f"{name}_{task}": (name, task) for name, task in suite.ALL_TASKS}
+
+
+def _vision_tasks() -> list[str]:
+    from dm_control import manipulation
+
+    names: list[str] = manipulation.get_environments_by_tag("vision")
+    return names
 
 
 def _check_arguments(domain: str, render: str, action_repeat: int, image_size: int) -> None:
@@ -99,10 +113,13 @@ def _check_arguments(domain: str, render: str, action_repeat: int, image_size: i
             raise ValueError(f"{name} should be at least 1, got {value}")
 
 
-def _unknown(domain: str, names: list[str]) -> str:
-    close = difflib.get_close_matches(domain, names, n=5, cutoff=0.5)
+def _unknown(domain: str) -> str:
+    names = known_names()
+    close = difflib.get_close_matches(domain, [*names, *gymnasium.registry], n=5, cutoff=0.5)
     hint = f"close to it: {', '.join(close)}" if close else f"known: {', '.join(names)}"
-    return f"domain should be the name of a dm_control task, got {domain!r}; {hint}"
+    return (
+        f"domain should be the name of a dm_control task or a Gymnasium id, got {domain!r}; {hint}"
+    )
 
 
 def _seed_manipulation(env: Any, seed: int) -> None:
