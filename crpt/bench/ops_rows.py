@@ -146,8 +146,7 @@ def objective(batch: int, dim: int, prototypes: int) -> Row:
     def compute(m: Any, online: Tensor, target: Tensor, c: Tensor) -> Tensor:
         with torch.no_grad():
             codes = m.sinkhorn(m.prototype_similarity(F.normalize(target, dim=-1), c))
-        s = F.normalize(online, dim=-1)
-        loss: Tensor = m.prototype_loss(s @ c.T, codes) + 0.005 * m.intrinsic_loss(c)
+        loss: Tensor = m.prototype_objective(online, c, codes)[0]
         return loss
 
     scores, embeddings, rows_of_c = batch * prototypes * dim, batch * dim, prototypes * dim
