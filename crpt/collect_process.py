@@ -46,7 +46,7 @@ class Orders:
     bytes_kept: int
     """Bound on the frames that a process keeps in memory."""
     render_threads: int
-    """Threads of a software renderer in each process."""
+    """Threads of a software renderer in each process; 0: none beside the caller's."""
     warned: bool
     """Whether the parent has said that rendering is slow here."""
 
@@ -69,9 +69,7 @@ def main(connection: Connection, index: int, orders: Orders) -> None:
     """Plays what the parent asks for until it closes the connection or ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     _die_with(orders.parent)
-    # Threads beyond the cores only wait for each other; 0: none beside the caller's.
-    threads = orders.render_threads if orders.render_threads > 1 else 0
-    os.environ.setdefault("LP_NUM_THREADS", str(threads))
+    os.environ.setdefault("LP_NUM_THREADS", str(orders.render_threads))
     rendering.share_devices(index)
     rendering.warned = orders.warned or index > 0  # one process says it for all
     worker = _Worker(connection, orders)
