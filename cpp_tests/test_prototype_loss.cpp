@@ -60,6 +60,65 @@ TEST_P(PrototypeLoss, MatchesTheDefinition) {
   }
 }
 
+// The kernel that has loss and gradient at once against the two that have them apart.
+TEST_P(PrototypeLoss, LossWithItsGradient) {
+  for (const auto& [B, M] : {std::pair{1, 1}, {1, 600}, {9, 17}, {301, 257}}) {
+    const int P = 2;
+    const auto scores = coarse(P * B * M, 5), codes = uniform(P * B * M, 6, 0, 1);
+    const std::vector<double> ones(P, 1.0);
+    std::vector<double> loss(P), lse(P * B), grad(P * B * M);
+    CRPT_AT(GetParam(), prototype_loss)({.scores = scores.data(),
+                                         .codes = codes.data(),
+                                         .loss = loss.data(),
+                                         .logsumexp = lse.data(),
+                                         .dtype = DType::f64,
+                                         .problems = P,
+                                         .samples = B,
+                                         .prototypes = M,
+                                         .temperature = 0.1,
+                                         .threads = 1});
+    CRPT_AT(GetParam(), prototype_loss_backward)({.grad = ones.data(),
+                                                  .scores = scores.data(),
+                                                  .codes = codes.data(),
+                                                  .logsumexp = lse.data(),
+                                                  .grad_input = grad.data(),
+                                                  .dtype = DType::f64,
+                                                  .problems = P,
+                                                  .samples = B,
+                                                  .prototypes = M,
+                                                  .temperature = 0.1,
+                                                  .threads = 1});
+    const auto at_once = [&]<typename A>(A, DType dtype, int threads) {
+      std::vector<A> x = testing::as<A>(scores), losses(P);
+      const std::vector<A> q = testing::as<A>(codes);
+      CRPT_AT(GetParam(), prototype_loss_gradient)({.scores = x.data(),
+                                                    .codes = q.data(),
+                                                    .loss = losses.data(),
+                                                    .dtype = dtype,
+                                                    .problems = P,
+                                                    .samples = B,
+                                                    .prototypes = M,
+                                                    .temperature = 0.1,
+                                                    .threads = threads});
+      return std::pair(losses, x);
+    };
+    const auto [loss64, grad64] = at_once(double(), DType::f64, 1);
+    const auto [loss32, grad32] = at_once(float(), DType::f32, 1);
+    EXPECT_EQ(at_once(double(), DType::f64, 3), std::pair(loss64, grad64));
+    EXPECT_EQ(at_once(float(), DType::f32, 3), std::pair(loss32, grad32));
+    double largest = 1e-3;
+    for (const double g : grad) largest = std::max(largest, std::abs(g));
+    for (int p = 0; p < P; ++p) {
+      ASSERT_NEAR(loss64[p], loss[p], 1e-12 * (1 + loss[p]));
+      ASSERT_NEAR(loss32[p], loss[p], 5e-7 * (1 + loss[p]));
+    }
+    for (int i = 0; i < P * B * M; ++i) {
+      ASSERT_NEAR(grad64[i], grad[i], 1e-12 * largest);
+      ASSERT_NEAR(grad32[i], grad[i], 2e-6 * largest);
+    }
+  }
+}
+
 TEST_P(PrototypeLoss, GradientsMatchFiniteDifferences) {
   const int B = 3, M = 11;
   const double T = 0.3, grad = 1.7;

@@ -14,7 +14,7 @@ import torch
 from crpt.bench import machine
 from crpt.bench.limits import Limits, Work, _gemms
 from crpt.bench.table import Column, Table, significant
-from crpt.bench.timing import OtherLoad, Side, summarise, take_turns
+from crpt.bench.timing import OtherLoad, Side, summarise, take_turns, wait_until_idle
 
 CPU = torch.device("cpu")
 
@@ -88,6 +88,19 @@ def test_other_processes_are_seen_and_this_one_is_not():
     assert beside > 0.2
     # The spinning process took one core itself: it is not among the others.
     assert alone <= len(os.sched_getaffinity(0)) - 0.3
+
+
+def test_waiting_ends_when_others_are_idle_or_patience_does(monkeypatch):
+    loads = iter([0.9, 0.8, 0.05])
+    monkeypatch.setattr(OtherLoad, "cores", lambda self: next(loads))
+    wait_until_idle(0.1, patience=60.0, window=0.0)
+    assert next(loads, None) is None
+    monkeypatch.setattr(OtherLoad, "cores", lambda self: 0.9)
+    begun = time.monotonic()
+    wait_until_idle(0.1, patience=0.05, window=0.02)
+    assert 0.05 <= time.monotonic() - begun < 5
+    monkeypatch.setattr(OtherLoad, "cores", lambda self: pytest.fail("looked without patience"))
+    wait_until_idle(0.1, patience=0.0)
 
 
 def test_the_limit_is_the_larger_of_copy_and_gemm():

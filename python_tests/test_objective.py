@@ -106,14 +106,14 @@ def test_prototypes_are_projected_to_unit_length():
     torch.testing.assert_close(model.prototypes.norm(dim=-1), torch.ones(32))
 
 
-def test_intrinsic_variants():
+def test_ablations_of_the_intrinsic_loss():
     model = make(intrinsic="none")
-    assert model.intrinsic_loss().item() == 0.0
+    assert model.ablated_intrinsic_loss().item() == 0.0
     model = make(intrinsic="knn")
     model.project_prototypes()
     c = model.prototypes
     expected = (c.detach() @ c.T).sort(dim=-1, descending=True).values[:, 2].mean()
-    torch.testing.assert_close(model.intrinsic_loss(), expected)
+    torch.testing.assert_close(model.ablated_intrinsic_loss(), expected)
 
 
 def test_export_is_a_copy_with_the_prototypes():

@@ -162,3 +162,13 @@ class OtherLoad:
         except OSError:
             return None
         return sum(int(words[i]) for i in self._BUSY) / os.sysconf("SC_CLK_TCK")
+
+
+def wait_until_idle(cores: float, patience: float, *, window: float = 0.3) -> None:
+    """Until others take fewer cores than that for a moment, or `patience` seconds have passed."""
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline:
+        load = OtherLoad()
+        time.sleep(window)
+        if (load.cores() or 0.0) <= cores:
+            return

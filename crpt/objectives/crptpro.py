@@ -60,12 +60,16 @@ class CRPTPro(nn.Module):
             t = F.normalize(self._project(self.target, next_obs), dim=-1)  # [B, D]
             scores = crpt.ops.prototype_similarity(t, self.prototypes)  # [B, M]
             codes = crpt.ops.sinkhorn(scores, c.temperature, c.sinkhorn_iterations)
-        s = F.normalize(self.predictor(self._project(self.online, obs)), dim=-1)  # [B, D]
-        # A plain product, not the cosine: the rows of C have unit length, and their gradient is
-        # that of s C^T.
-        comparison = crpt.ops.prototype_loss(s @ self.prototypes.T, codes, c.temperature)
-        intrinsic = self.intrinsic_loss()
-        total = comparison + c.intrinsic_weight * intrinsic
+        online = self.predictor(self._project(self.online, obs))  # [B, D], s before normalising
+        dot = c.intrinsic == "dot"
+        # Of the rows of C, which have unit length, it takes the gradient of the plain s C^T.
+        total, comparison, intrinsic = crpt.ops.prototype_objective(
+            online, self.prototypes, codes, c.temperature,
+            c.intrinsic_weight if dot else 0.0, c.intrinsic_offset,
+        )  # fmt: skip
+        if not dot:
+            intrinsic = self.ablated_intrinsic_loss()
+            total = total + c.intrinsic_weight * intrinsic
         return Losses(total, comparison, intrinsic, codes, t)
 
     def _project(self, encoder: Encoder, pixels: Tensor) -> Tensor:
@@ -74,9 +78,8 @@ class CRPTPro(nn.Module):
         with torch.autocast(pixels.device.type, torch.bfloat16, enabled=low):
             return encoder.project(encoder.features(pixels))
 
-    def intrinsic_loss(self) -> Tensor:
-        if self.config.intrinsic == "dot":
-            return crpt.ops.intrinsic_loss(self.prototypes, self.config.intrinsic_offset)
+    def ablated_intrinsic_loss(self) -> Tensor:
+        """What stands in the place of L_intr."""
         if self.config.intrinsic == "knn":
             similarity = self.prototypes.detach() @ self.prototypes.T  # [M, M]
             return similarity.topk(3, dim=-1).values[:, 2].mean()

@@ -35,6 +35,7 @@ from crpt.ops._frame_stack import frame_stack
 from crpt.ops._intrinsic_loss import intrinsic_loss
 from crpt.ops._knn_distance import knn_distance
 from crpt.ops._prototype_loss import prototype_loss
+from crpt.ops._prototype_objective import prototype_objective
 from crpt.ops._prototype_similarity import prototype_similarity
 from crpt.ops._random_shift import random_shift
 from crpt.ops._sinkhorn import sinkhorn
@@ -44,6 +45,7 @@ __all__ = [
     "intrinsic_loss",
     "knn_distance",
     "prototype_loss",
+    "prototype_objective",
     "prototype_similarity",
     "random_shift",
     "reference",

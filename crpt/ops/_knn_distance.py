@@ -74,7 +74,7 @@ def _backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, Te
         return None, None, None
     saved = ctx.saved_tensors
     dtype = saved[0].dtype
-    wants_queries, wants_keys, _unused = ctx.needs_input_grad
+    wants_queries, wants_keys = ctx.needs_input_grad[:2]
     return (
         call("knn_distance_backward_queries", grad, *saved).to(dtype) if wants_queries else None,
         call("knn_distance_backward_keys", grad, *saved).to(dtype) if wants_keys else None,

@@ -67,7 +67,7 @@ def _backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, Te
         return None, None, None
     scores, codes, logsumexp = ctx.saved_tensors
     t = ctx.temperature
-    wants_scores, wants_codes, _unused = ctx.needs_input_grad
+    wants_scores, wants_codes = ctx.needs_input_grad[:2]
     return (
         call("prototype_loss_backward_scores", grad, scores, codes, logsumexp, t)
         if wants_scores

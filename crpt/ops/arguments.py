@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from numbers import Integral, Real
 
 import torch
@@ -35,16 +36,30 @@ def pair(names: tuple[str, str], first: Tensor, second: Tensor) -> tuple[Tensor,
     """Two tensors; under autocast, mixed floating dtypes are promoted to the widest."""
     tensor(names[0], first)
     tensor(names[1], second)
-    if (
-        first.dtype != second.dtype
-        and first.device.type != "meta"
-        and torch.is_autocast_enabled(first.device.type)
-        and first.is_floating_point()
-        and second.is_floating_point()
-    ):
+    if first.dtype != second.dtype and _promotes(first, second):
         widest = torch.promote_types(first.dtype, second.dtype)
         return first.to(widest), second.to(widest)
     return first, second
+
+
+def several(names: tuple[str, ...], *tensors: Tensor) -> tuple[Tensor, ...]:
+    """The same for any number."""
+    for name, value in zip(names, tensors, strict=True):
+        tensor(name, value)
+    first = tensors[0].dtype
+    if any(value.dtype != first for value in tensors) and _promotes(*tensors):
+        widest = functools.reduce(torch.promote_types, (value.dtype for value in tensors))
+        return tuple(value.to(widest) for value in tensors)
+    return tensors
+
+
+def _promotes(*tensors: Tensor) -> bool:
+    device = tensors[0].device.type
+    return (
+        device != "meta"
+        and torch.is_autocast_enabled(device)
+        and all(value.is_floating_point() for value in tensors)
+    )
 
 
 def real(name: str, value: object) -> float:

@@ -97,6 +97,51 @@ def _prototype_loss_results(grad: Tensor, scores: Tensor, logsumexp: Tensor) -> 
     _is("logsumexp", logsumexp, scores.shape[:-1], compute_dtype(scores.dtype), scores.device)
 
 
+def prototype_objective(
+    embeddings: Tensor,
+    prototypes: Tensor,
+    codes: Tensor,
+    temperature: float,
+    intrinsic_weight: float,
+    offset: float,
+) -> None:
+    _floating("embeddings", embeddings)
+    _same_kind("prototypes", prototypes, "embeddings", embeddings)
+    _same_kind("codes", codes, "embeddings", embeddings)
+    e, c = embeddings.shape, prototypes.shape
+    if len(e) < 2 or not _hold(e[-2] >= 1, e[-1] >= 1):
+        raise ValueError(f"embeddings should be [..., B, D] with B, D >= 1, got {list(e)}")
+    if len(c) < 2 or not _hold(c[-2] >= 1) or not _equal((*c[:-2], c[-1]), (*e[:-2], e[-1])):
+        expected = ", ".join([*map(str, e[:-2]), "M", str(e[-1])])
+        raise ValueError(f"prototypes should be [{expected}] with M >= 1, got {list(c)}")
+    expected_codes = (*e[:-1], c[-2])
+    if not _equal(codes.shape, expected_codes):
+        raise ValueError(f"codes should be {list(expected_codes)}, got {list(codes.shape)}")
+    _positive("temperature", temperature)
+    if not 0 <= intrinsic_weight < math.inf:
+        raise ValueError(f"intrinsic_weight should be >= 0 and finite, got {intrinsic_weight}")
+    _positive("offset", offset)
+
+
+def prototype_objective_backward(
+    grad: Tensor,
+    grad_embeddings: Tensor,
+    grad_prototypes: Tensor,
+    embeddings: Tensor,
+    prototypes: Tensor,
+) -> None:
+    _floating("embeddings", embeddings)
+    _same_kind("prototypes", prototypes, "embeddings", embeddings)
+    dtype, device = embeddings.dtype, embeddings.device
+    _is("grad", grad, embeddings.shape[:-2], dtype, device)
+    for name, value, like in (
+        ("grad_embeddings", grad_embeddings, embeddings),
+        ("grad_prototypes", grad_prototypes, prototypes),
+    ):
+        known = len(value.shape) == len(like.shape)
+        _is(name, value, like.shape if known else (*grad.shape, 0), compute_dtype(dtype), device)
+
+
 def intrinsic_loss(prototypes: Tensor, offset: float) -> None:
     _floating("prototypes", prototypes)
     shape = prototypes.shape

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from crpt.ops import checks
 from crpt.ops.checks import compute_dtype
-from crpt.ops.gemm import matmul
+from crpt.ops.gemm import matmul, scaled
 from crpt.ops.layout import pixel_planes
 from crpt.ops.schemas import LIBRARY
 
@@ -79,8 +79,12 @@ def prototype_similarity_backward_cpu(
     grad: Tensor, unit: Tensor, norm: Tensor, other: Tensor
 ) -> Tensor:
     checks.prototype_similarity_backward(grad, unit, norm, other)
-    grad_unit = matmul(grad.to(unit.dtype), other).sum_to_size(unit.shape).contiguous()
-    unit, norm = unit.contiguous(), norm.contiguous()
+    grad_unit = matmul(grad.to(unit.dtype), other).sum_to_size(unit.shape)
+    return _row_normalize_backward(grad_unit, unit, norm)
+
+
+def _row_normalize_backward(grad_unit: Tensor, unit: Tensor, norm: Tensor) -> Tensor:
+    grad_unit, unit, norm = grad_unit.contiguous(), unit.contiguous(), norm.contiguous()
     grad_rows = unit.new_empty(unit.shape)
     _cpu.row_normalize_backward(
         grad_unit.data_ptr(), unit.data_ptr(), norm.data_ptr(), grad_rows.data_ptr(),
@@ -153,6 +157,57 @@ def intrinsic_loss_backward_cpu(grad: Tensor, prototypes: Tensor, weights: Tenso
     c = prototypes.to(weights.dtype)
     scale = grad.to(weights.dtype)[..., None, None]
     return matmul(weights, c).mul_(scale).to(prototypes.dtype)
+
+
+@_impl("prototype_objective")
+def prototype_objective_cpu(
+    embeddings: Tensor,
+    prototypes: Tensor,
+    codes: Tensor,
+    temperature: float,
+    intrinsic_weight: float,
+    offset: float,
+    of_embeddings: bool,
+    of_prototypes: bool,
+) -> tuple[Tensor, ...]:
+    checks.prototype_objective(embeddings, prototypes, codes, temperature, intrinsic_weight, offset)
+    dtype, compute = embeddings.dtype, compute_dtype(embeddings.dtype)
+    unit, norm = _row_normalize(embeddings)
+    c, codes = prototypes.to(compute), codes.to(compute).contiguous()
+    scores = matmul(unit, c.mT).contiguous()  # [..., B, M]
+    comparison = scores.new_empty(scores.shape[:-2])
+    b, m = scores.shape[-2:]
+    _cpu.prototype_loss_gradient(
+        scores.data_ptr(), codes.data_ptr(), comparison.data_ptr(), _DTYPE[compute],
+        comparison.numel(), b, m, temperature, torch.get_num_threads(),
+    )  # fmt: skip
+    grad_scores = scores  # the kernel has written it over them
+    intrinsic, weights = intrinsic_loss_cpu(c, offset)
+    grad_embeddings = scores.new_empty((*comparison.shape, 0))
+    grad_prototypes = scores.new_empty((*comparison.shape, 0))
+    if of_embeddings:
+        grad_embeddings = _row_normalize_backward(matmul(grad_scores, c), unit, norm)
+    if of_prototypes:
+        grad_prototypes = matmul(grad_scores.mT, unit)
+        grad_prototypes.add_(matmul(weights, c), alpha=intrinsic_weight)
+    loss = torch.add(comparison, intrinsic, alpha=intrinsic_weight)
+    return (
+        loss.to(dtype), comparison.to(dtype), intrinsic.to(dtype), grad_embeddings, grad_prototypes
+    )  # fmt: skip
+
+
+@_impl("prototype_objective_backward")
+def prototype_objective_backward_cpu(
+    grad: Tensor,
+    grad_embeddings: Tensor,
+    grad_prototypes: Tensor,
+    embeddings: Tensor,
+    prototypes: Tensor,
+) -> tuple[Tensor, Tensor]:
+    checks.prototype_objective_backward(
+        grad, grad_embeddings, grad_prototypes, embeddings, prototypes
+    )
+    return scaled(grad, grad_embeddings), scaled(grad, grad_prototypes)
 
 
 @_impl("random_shift")

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from crpt.ops import checks
 from crpt.ops.checks import compute_dtype
-from crpt.ops.gemm import matmul
+from crpt.ops.gemm import matmul, scaled
 from crpt.ops.layout import pixel_planes
 from crpt.ops.schemas import LIBRARY
 
@@ -190,6 +190,55 @@ def intrinsic_loss_backward_cuda(grad: Tensor, prototypes: Tensor, weights: Tens
     c = prototypes.to(weights.dtype)
     scale = grad.to(weights.dtype)[..., None, None]
     return matmul(weights, c).mul_(scale).to(prototypes.dtype)
+
+
+@_impl("prototype_objective")
+def prototype_objective_cuda(
+    embeddings: Tensor,
+    prototypes: Tensor,
+    codes: Tensor,
+    temperature: float,
+    intrinsic_weight: float,
+    offset: float,
+    of_embeddings: bool,
+    of_prototypes: bool,
+) -> tuple[Tensor, ...]:
+    checks.prototype_objective(embeddings, prototypes, codes, temperature, intrinsic_weight, offset)
+    dtype, compute = embeddings.dtype, compute_dtype(embeddings.dtype)
+    unit, norm = _row_normalize(embeddings)
+    c, codes = prototypes.to(compute), codes.to(compute)
+    scores = matmul(unit, c.mT)  # [..., B, M]
+    comparison, logsumexp = prototype_loss_cuda(scores, codes, temperature)
+    intrinsic, weights = intrinsic_loss_cuda(c, offset)
+    grad_embeddings = scores.new_empty((*comparison.shape, 0))
+    grad_prototypes = scores.new_empty((*comparison.shape, 0))
+    if of_embeddings or of_prototypes:
+        grad_scores = prototype_loss_backward_scores_cuda(
+            torch.ones_like(comparison), scores, codes, logsumexp, temperature
+        )
+    if of_embeddings:
+        grad_embeddings = prototype_similarity_backward_cuda(grad_scores, unit, norm, c)
+    if of_prototypes:
+        grad_prototypes = matmul(grad_scores.mT, unit)
+        grad_prototypes.add_(matmul(weights, c), alpha=intrinsic_weight)
+    loss = torch.add(comparison, intrinsic, alpha=intrinsic_weight)
+    return (
+        loss.to(dtype), comparison.to(dtype), intrinsic.to(dtype), grad_embeddings, grad_prototypes
+    )  # fmt: skip
+
+
+@_impl("prototype_objective_backward")
+def prototype_objective_backward_cuda(
+    grad: Tensor,
+    grad_embeddings: Tensor,
+    grad_prototypes: Tensor,
+    embeddings: Tensor,
+    prototypes: Tensor,
+) -> tuple[Tensor, Tensor]:
+    checks.prototype_objective_backward(
+        grad, grad_embeddings, grad_prototypes, embeddings, prototypes
+    )
+    return scaled(grad, grad_embeddings), scaled(grad, grad_prototypes)
 
 
 @_impl("random_shift")

@@ -84,6 +84,28 @@ def prototype_loss(scores: Tensor, codes: Tensor, temperature: float = 0.1) -> T
     return -(codes.to(compute) * log_p).sum(dim=-1).mean(dim=-1).to(scores.dtype)
 
 
+def prototype_objective(
+    embeddings: Tensor,
+    prototypes: Tensor,
+    codes: Tensor,
+    temperature: float = 0.1,
+    intrinsic_weight: float = 0.005,
+    offset: float = 1.5,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """loss = comparison + w intrinsic, comparison of e_b / |e_b| with the prototypes as they are.
+
+    [..., B, D], [..., M, D], [..., B, M] -> loss, comparison, intrinsic, each [...].
+    """
+    compute = _compute_dtype(embeddings.dtype)
+    e = F.normalize(embeddings.to(compute), dim=-1, eps=1e-12)
+    c = prototypes.to(compute)
+    comparison = prototype_loss(e @ c.mT, codes.detach().to(compute), temperature)
+    intrinsic = intrinsic_loss(c, offset)
+    loss = comparison + intrinsic_weight * intrinsic
+    dtype = embeddings.dtype
+    return loss.to(dtype), comparison.detach().to(dtype), intrinsic.detach().to(dtype)
+
+
 def intrinsic_loss(prototypes: Tensor, offset: float = 1.5) -> Tensor:
     """loss = 1/M^2 sum_{i != j} s_ij / (sg(s_ij) + offset), s_ij = sg(c_i) . c_j.
 

@@ -10,6 +10,10 @@ prototype_similarity  -> similarity [..., B, M]; in compute: unit rows [..., B, 
                          the prototypes pass the transposed gradient and the embeddings as `other`
 prototype_loss        -> loss [...]; row logsumexp of (scores - the row's largest) / temperature
                          [..., B] in compute
+prototype_objective   -> loss, its comparison and its intrinsic part [...]; in compute, gradients of
+                         the loss for the embeddings [..., B, D] and the prototypes [..., M, D],
+                         [..., 0] where not asked for
+      _backward       -> grad times these two, in the dtype of the embeddings
 intrinsic_loss        -> loss [...]; weights [i != j] / (M^2 (s_ij + offset)) [..., M, M] in compute
 random_shift          -> images [B, C, H, W], shifted
 frame_stack           -> [B, K*C, H, W]
@@ -32,6 +36,13 @@ SCHEMAS = (
     "Tensor grad, Tensor scores, Tensor codes, Tensor logsumexp, float temperature) -> Tensor",
     "prototype_loss_backward_codes("
     "Tensor grad, Tensor scores, Tensor logsumexp, float temperature) -> Tensor",
+    "prototype_objective("
+    "Tensor embeddings, Tensor prototypes, Tensor codes, float temperature, "
+    "float intrinsic_weight, float offset, bool of_embeddings, bool of_prototypes"
+    ") -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "prototype_objective_backward("
+    "Tensor grad, Tensor grad_embeddings, Tensor grad_prototypes, "
+    "Tensor embeddings, Tensor prototypes) -> (Tensor, Tensor)",
     "intrinsic_loss(Tensor prototypes, float offset) -> (Tensor, Tensor)",
     "intrinsic_loss_backward(Tensor grad, Tensor prototypes, Tensor weights) -> Tensor",
     "random_shift(Tensor images, Tensor shifts, int pad) -> Tensor",

@@ -103,6 +103,8 @@ _RULES: dict[str, Rule] = {
     "prototype_loss": _leading("prototype_loss"),
     "prototype_loss_backward_scores": _leading("prototype_loss_backward_scores"),
     "prototype_loss_backward_codes": _leading("prototype_loss_backward_codes"),
+    "prototype_objective": _leading("prototype_objective"),
+    "prototype_objective_backward": _leading("prototype_objective_backward"),
     "intrinsic_loss": _leading("intrinsic_loss"),
     "intrinsic_loss_backward": _leading("intrinsic_loss_backward"),
     "random_shift": _rows("random_shift", spread=(0, 1)),

@@ -17,6 +17,7 @@
 #include "kernels/random_shift.h"
 #include "kernels/row_normalize.h"
 #include "kernels/sinkhorn.h"
+#include "kernels/transpose.h"
 
 namespace py = pybind11;
 
@@ -92,6 +93,21 @@ void prototype_loss(Address scores, Address codes, Address loss, Address logsume
                         .prototypes = prototypes,
                         .temperature = temperature,
                         .threads = threads});
+}
+
+void prototype_loss_gradient(Address scores, Address codes, Address loss, int dtype,
+                             int64_t problems, int64_t samples, int64_t prototypes,
+                             double temperature, int threads) {
+  py::gil_scoped_release nogil;
+  crpt::prototype_loss_gradient({.scores = at(scores),
+                                 .codes = at(codes),
+                                 .loss = at(loss),
+                                 .dtype = DType(dtype),
+                                 .problems = problems,
+                                 .samples = samples,
+                                 .prototypes = prototypes,
+                                 .temperature = temperature,
+                                 .threads = threads});
 }
 
 void prototype_loss_backward(Address grad, Address scores, Address codes, Address logsumexp,
@@ -226,16 +242,29 @@ void knn_distance_backward(Address grad, Address queries, Address keys, Address 
                                .threads = threads});
 }
 
+void transpose(Address in, Address out, int64_t rows, int64_t columns, int64_t stride,
+               int threads) {
+  py::gil_scoped_release nogil;
+  crpt::transpose({.in = at(in),
+                   .out = at(out),
+                   .rows = rows,
+                   .columns = columns,
+                   .stride = stride,
+                   .threads = threads});
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cpu, module) {
   module.doc() = "The CPU kernels; use crpt.ops.";
   // Chosen here, so that a wrong CRPT_ISA fails the import and not the first call.
   module.attr("isa") = crpt::isa_name(crpt::isa());
+  module.attr("avx512_hidden_from_mkl") = crpt::avx512_hidden_from_mkl();
   module.def("sinkhorn", &sinkhorn);
   module.def("row_normalize", &row_normalize);
   module.def("row_normalize_backward", &row_normalize_backward);
   module.def("prototype_loss", &prototype_loss);
+  module.def("prototype_loss_gradient", &prototype_loss_gradient);
   module.def("prototype_loss_backward", &prototype_loss_backward);
   module.def("intrinsic_loss", &intrinsic_loss);
   module.def("random_shift", &random_shift);
@@ -243,4 +272,5 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("frame_stack", &frame_stack);
   module.def("knn_distance", &knn_distance);
   module.def("knn_distance_backward", &knn_distance_backward);
+  module.def("transpose", &transpose);
 }

@@ -18,6 +18,7 @@
 #include "kernels/random_shift.h"
 #include "kernels/row_normalize.h"
 #include "kernels/sinkhorn.h"
+#include "kernels/transpose.h"
 
 namespace crpt {
 
@@ -29,6 +30,15 @@ bool isa_supported(Isa level) {
   if (level == Isa::avx2) return avx2;
   return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#else
+  return false;
+#endif
+}
+
+bool avx512_hidden_from_mkl() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  return isa_supported(Isa::avx512) && !__builtin_cpu_is("intel");
 #else
   return false;
 #endif
@@ -123,6 +133,7 @@ CRPT_DISPATCH(void, sinkhorn, SinkhornArgs)
 CRPT_DISPATCH(void, row_normalize, RowNormalizeArgs)
 CRPT_DISPATCH(void, row_normalize_backward, RowNormalizeBackwardArgs)
 CRPT_DISPATCH(void, prototype_loss, PrototypeLossArgs)
+CRPT_DISPATCH(void, prototype_loss_gradient, PrototypeLossGradientArgs)
 CRPT_DISPATCH(void, prototype_loss_backward, PrototypeLossBackwardArgs)
 CRPT_DISPATCH(void, intrinsic_loss, IntrinsicLossArgs)
 CRPT_DISPATCH(BadValue, random_shift, RandomShiftArgs)
@@ -130,5 +141,6 @@ CRPT_DISPATCH(BadValue, random_shift_backward, RandomShiftBackwardArgs)
 CRPT_DISPATCH(BadValue, frame_stack, FrameStackArgs)
 CRPT_DISPATCH(void, knn_distance, KnnDistanceArgs)
 CRPT_DISPATCH(void, knn_distance_backward, KnnDistanceBackwardArgs)
+CRPT_DISPATCH(void, transpose, TransposeArgs)
 
 }  // namespace crpt

@@ -17,6 +17,10 @@ Isa isa();
 const char* isa_name(Isa level);
 bool isa_supported(Isa level);
 
+// Whether this CPU has AVX-512 but is not Intel's: there MKL, which asks for the maker, keeps to
+// AVX2 and to half of what the CPU can do. From CPUID alone, so that every run decides alike.
+bool avx512_hidden_from_mkl();
+
 enum class DType { f32, f16, bf16, f64 };
 
 struct Half {

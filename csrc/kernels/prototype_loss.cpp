@@ -6,14 +6,6 @@
 namespace crpt::CRPT_ISA {
 namespace {
 
-template <typename T, typename A>
-inline A largest(const T* x, int64_t n) {
-  A high = -__builtin_huge_val();
-#pragma omp simd reduction(max : high)
-  for (int64_t i = 0; i < n; ++i) high = widen(x[i]) > high ? widen(x[i]) : high;
-  return high;
-}
-
 template <typename A>
 struct RowLoss {
   double loss;
@@ -43,7 +35,7 @@ inline void add_block(const T* scores, const T* codes, int64_t n, A high, A inve
 // Relative to the row's maximum, so that scores with a large common offset lose nothing.
 template <typename T, typename A>
 inline RowLoss<A> row_loss(const T* scores, const T* codes, int64_t M, A inverse) {
-  const A high = largest<T, A>(scores, M);
+  const A high = row_max(scores, M);
   RowSums sums;
   for (int64_t m = 0; m < M; m += kSumBlock) {
     add_block(scores + m, codes + m, M - m < kSumBlock ? M - m : kSumBlock, high, inverse, sums);
@@ -52,27 +44,21 @@ inline RowLoss<A> row_loss(const T* scores, const T* codes, int64_t M, A inverse
   return {log_sum * sums.mass - sums.weighted, static_cast<A>(log_sum)};
 }
 
+// p = exp((scores - high) / T - logsumexp), whose sum is 1 but for rounding. The product is 0 where
+// the score is the largest, whatever its size and whether or not a fused multiply-add rounds it.
 template <typename T, typename A>
-inline A sum_of(const T* x, int64_t n) {
-  A sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < n; ++i) sum += widen(x[i]);
-  return sum;
-}
-
-// p = exp((scores - high) / T - logsumexp); returns its sum, 1 but for rounding. The product is 0
-// where the score is the largest, whatever its size and whether or not a fused multiply-add rounds
-// it.
-template <typename T, typename A>
-inline A softmax_block(const T* scores, A high, A inverse, A logsumexp, A* p, int64_t n) {
-  A sum = 0;
-#pragma omp simd reduction(+ : sum)
+inline void softmax_block(const T* scores, const T* codes, A high, A inverse, A logsumexp, A* p,
+                          int64_t n, RowSums& total) {
+  A exp = 0, mass = 0;
+#pragma omp simd reduction(+ : exp, mass)
   for (int64_t i = 0; i < n; ++i) {
     const A x = exp_of((widen(scores[i]) - high) * inverse - logsumexp);
     p[i] = x;
-    sum += x;
+    exp += x;
+    mass += widen(codes[i]);
   }
-  return sum;
+  total.exp += exp;
+  total.mass += mass;
 }
 
 template <typename T, typename A>
@@ -86,21 +72,59 @@ inline void write_grad_scores(const A* p, const T* codes, A mass, A factor, T* g
 template <typename T, typename A>
 inline void row_grad_scores(const T* scores, const T* codes, int64_t M, A inverse, A logsumexp,
                             A factor, A* p, T* grad) {
-  const A high = largest<T, A>(scores, M);
-  const double sum = blocked_sum(M, [&](int64_t m, int64_t n) {
-    return softmax_block(scores + m, high, inverse, logsumexp, p + m, n);
-  });
-  const double mass =
-      blocked_sum(M, [&](int64_t m, int64_t n) { return sum_of<T, A>(codes + m, n); });
-  write_grad_scores(p, codes, static_cast<A>(mass / sum), factor, grad, M);
+  const A high = row_max(scores, M);
+  RowSums sums;
+  for (int64_t m = 0; m < M; m += kSumBlock) {
+    softmax_block(scores + m, codes + m, high, inverse, logsumexp, p + m,
+                  M - m < kSumBlock ? M - m : kSumBlock, sums);
+  }
+  write_grad_scores(p, codes, static_cast<A>(sums.mass / sums.exp), factor, grad, M);
 }
 
 template <typename T, typename A>
 inline void row_grad_codes(const T* scores, int64_t M, A inverse, A logsumexp, A factor, T* grad) {
-  const A high = largest<T, A>(scores, M);
+  const A high = row_max(scores, M);
 #pragma omp simd
   for (int64_t m = 0; m < M; ++m) {
     narrow((logsumexp - (widen(scores[m]) - high) * inverse) * factor, &grad[m]);
+  }
+}
+
+// add_block for one type, with exp(x) written over the scores.
+template <typename A>
+inline void exp_block(A* scores, const A* codes, int64_t n, A high, A inverse, RowSums& total) {
+  A exp = 0, weighted = 0, mass = 0;
+#pragma omp simd reduction(+ : exp, weighted, mass)
+  for (int64_t i = 0; i < n; ++i) {
+    const A x = (scores[i] - high) * inverse, e = exp_of(x);
+    scores[i] = e;
+    exp += e;
+    weighted += codes[i] * x;
+    mass += codes[i];
+  }
+  total.exp += exp;
+  total.weighted += weighted;
+  total.mass += mass;
+}
+
+// Returns the row's loss, and leaves its gradient in the place of the scores.
+template <typename A>
+inline double row_loss_and_grad(A* scores, const A* codes, int64_t M, A inverse, A factor) {
+  const A high = row_max(scores, M);
+  RowSums sums;
+  for (int64_t m = 0; m < M; m += kSumBlock) {
+    exp_block(scores + m, codes + m, M - m < kSumBlock ? M - m : kSumBlock, high, inverse, sums);
+  }
+  write_grad_scores(scores, codes, static_cast<A>(sums.mass / sums.exp), factor, scores, M);
+  return __builtin_log(sums.exp) * sums.mass - sums.weighted;
+}
+
+template <typename T>
+void mean_losses(const double* losses, int64_t problems, int64_t samples, T* out) {
+  for (int64_t i = 0; i < problems; ++i) {
+    double total = 0;
+    for (int64_t b = 0; b < samples; ++b) total += losses[i * samples + b];
+    narrow(static_cast<Compute<T>>(total / static_cast<double>(samples)), out + i);
   }
 }
 
@@ -116,12 +140,21 @@ void forward(const PrototypeLossArgs& args) {
     losses.get()[b] = row.loss;
     static_cast<A*>(args.logsumexp)[b] = row.logsumexp;
   });
-  for (int64_t i = 0; i < args.problems; ++i) {
-    double total = 0;
-    for (int64_t b = 0; b < args.samples; ++b) total += losses.get()[i * args.samples + b];
-    const A mean = static_cast<A>(total / static_cast<double>(args.samples));
-    narrow(mean, static_cast<T*>(args.loss) + i);
-  }
+  mean_losses(losses.get(), args.problems, args.samples, static_cast<T*>(args.loss));
+}
+
+template <typename A>
+void forward_with_gradient(const PrototypeLossGradientArgs& args) {
+  const int64_t M = args.prototypes, rows = args.problems * args.samples;
+  const A inverse = A(1) / static_cast<A>(args.temperature);
+  const A factor = inverse / static_cast<A>(args.samples);
+  const Scratch<double> losses(rows);
+  parallel_for(rows, team_size(args.threads, rows * M), [&](int64_t b) {
+    losses.get()[b] =
+        row_loss_and_grad(static_cast<A*>(args.scores) + b * M,
+                          static_cast<const A*>(args.codes) + b * M, M, inverse, factor);
+  });
+  mean_losses(losses.get(), args.problems, args.samples, static_cast<A*>(args.loss));
 }
 
 template <typename T>
@@ -154,6 +187,11 @@ void backward(const PrototypeLossBackwardArgs& args) {
 
 void prototype_loss(const PrototypeLossArgs& args) {
   with_type(args.dtype, [&]<typename T>(T) { forward<T>(args); });
+}
+
+void prototype_loss_gradient(const PrototypeLossGradientArgs& args) {
+  args.dtype == DType::f64 ? forward_with_gradient<double>(args)
+                           : forward_with_gradient<float>(args);
 }
 
 void prototype_loss_backward(const PrototypeLossBackwardArgs& args) {

@@ -1,6 +1,6 @@
 // exp without branches or tables, so that loops over it vectorise at every level. Error about 1
 // ulp; results below the smallest normal number are 0; NaN stays NaN. Method and coefficients:
-// Cephes (Moshier).
+// Cephes (Moshier). x should be at most 88 (float) or 709 (double): kernels subtract a maximum.
 #pragma once
 
 #include "kernels/convert.h"
@@ -9,13 +9,12 @@ namespace crpt::CRPT_ISA {
 namespace {
 
 inline float exp_of(float x) {
-  constexpr float lowest = -87.3365402f, highest = 88.3762589f;
-  constexpr float round = 0x1.8p23f;  // adding it leaves the nearest integer in the low bits
-  float y = x < lowest ? lowest : x;
-  y = y > highest ? highest : y;
-  const float shifted = y * 1.44269504088896341f + round;
+  constexpr float lowest = -87.3365402f;
+  // Adding it leaves the nearest integer in the low bits, in the place of a biased exponent.
+  constexpr float round = 0x1.8p23f + 127.0f;
+  const float shifted = x * 1.44269504088896341f + round;
   const float n = shifted - round;
-  const float r = (y - n * 0.693359375f) - n * -2.12194440e-4f;
+  const float r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
   float p = 1.9875691500e-4f;
   p = p * r + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
@@ -23,18 +22,16 @@ inline float exp_of(float x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * (r * r) + r + 1.0f;
-  const float power = from_bits((to_bits(shifted) + 127u) << 23);
+  const float power = from_bits(to_bits(shifted) << 23);
   return x < lowest ? 0.0f : p * power;
 }
 
 inline double exp_of(double x) {
-  constexpr double lowest = -708.396418532264106, highest = 709.0;
-  constexpr double round = 0x1.8p52;
-  double y = x < lowest ? lowest : x;
-  y = y > highest ? highest : y;
-  const double shifted = y * 1.4426950408889634073599 + round;
+  constexpr double lowest = -708.396418532264106;
+  constexpr double round = 0x1.8p52 + 1023.0;
+  const double shifted = x * 1.4426950408889634073599 + round;
   const double n = shifted - round;
-  const double r = (y - n * 6.93145751953125e-1) - n * 1.42860682030941723212e-6;
+  const double r = (x - n * 6.93145751953125e-1) - n * 1.42860682030941723212e-6;
   const double rr = r * r;
   const double p = r * ((1.26177193074810590878e-4 * rr + 3.02994407707441961300e-2) * rr +
                         9.99999999999999999910e-1);
@@ -42,8 +39,7 @@ inline double exp_of(double x) {
                     2.27265548208155028766e-1) *
                        rr +
                    2.0;
-  const double power =
-      __builtin_bit_cast(double, (__builtin_bit_cast(uint64_t, shifted) + 1023u) << 52);
+  const double power = __builtin_bit_cast(double, __builtin_bit_cast(uint64_t, shifted) << 52);
   return x < lowest ? 0.0 : (1.0 + 2.0 * (p / (q - p))) * power;
 }
 
@@ -53,13 +49,25 @@ inline double log_of(double x) { return __builtin_log(x); }
 inline float sqrt_of(float x) { return __builtin_sqrtf(x); }
 inline double sqrt_of(double x) { return __builtin_sqrt(x); }
 
-// Largest of n values; NaN is passed over (it comes back through the sums that follow).
-template <typename A>
-inline A row_max(const A* x, int64_t n) {
-  A largest = -__builtin_huge_val();
-#pragma omp simd reduction(max : largest)
-  for (int64_t i = 0; i < n; ++i) largest = x[i] > largest ? x[i] : largest;
-  return largest;
+// Largest of n values; NaN is passed over (it comes back through the sums that follow). In four
+// chains: each comparison would otherwise wait for the one before.
+template <typename T>
+inline Compute<T> row_max(const T* x, int64_t n) {
+  using A = Compute<T>;
+  const int64_t quarter = n / 4;
+  const T *x1 = x + quarter, *x2 = x1 + quarter, *x3 = x2 + quarter;
+  A a = -__builtin_huge_val(), b = a, c = a, d = a;
+#pragma omp simd reduction(max : a, b, c, d)
+  for (int64_t i = 0; i < quarter; ++i) {
+    a = widen(x[i]) > a ? widen(x[i]) : a;
+    b = widen(x1[i]) > b ? widen(x1[i]) : b;
+    c = widen(x2[i]) > c ? widen(x2[i]) : c;
+    d = widen(x3[i]) > d ? widen(x3[i]) : d;
+  }
+  for (int64_t i = 4 * quarter; i < n; ++i) a = widen(x[i]) > a ? widen(x[i]) : a;
+  a = b > a ? b : a;
+  c = d > c ? d : c;
+  return c > a ? c : a;
 }
 
 }  // namespace

@@ -1,5 +1,8 @@
 // codes = Sinkhorn-Knopp(exp(scores / T)): prototypes to 1/M each, samples to 1/B each,
 // `iterations` times; last, each sample's codes sum to 1.
+//
+// Floor, 512 x 512 in float: scores read and codes written once, 25 us at the 83 GB/s of two Zen 5
+// cores. There it takes 69 us: K stays in the caches, and its 4 passes and one exp are the rest.
 #pragma once
 
 #include "kernels/dispatch.h"

@@ -24,21 +24,27 @@ class Sample:
     name: str
     make: Make  # float64 arguments on the CPU
     differentiable: bool = True
+    constants: tuple[int, ...] = ()  # arguments that no gradient reaches, by position
 
     @property
     def function(self) -> Callable[..., Tensor]:
-        return getattr(ops, self.operator)
+        return self._result_of(getattr(ops, self.operator))
 
     @property
     def twin(self) -> Callable[..., Tensor]:
-        return getattr(reference, self.operator)
+        return self._result_of(getattr(reference, self.operator))
+
+    def _result_of(self, function: Callable[..., Any]) -> Callable[..., Tensor]:
+        if self.operator != "prototype_objective":
+            return function
+        return lambda *args, **kwargs: function(*args, **kwargs)[0]  # the others have no gradient
 
     def arguments(
         self, dtype: torch.dtype, device: str = "cpu", requires_grad: bool = False
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         args, kwargs = self.make(torch.Generator().manual_seed(0))
 
-        def cast(x: Any) -> Any:
+        def cast(x: Any, requires_grad: bool = requires_grad) -> Any:
             if not isinstance(x, Tensor):
                 return x
             if not x.is_floating_point():
@@ -46,7 +52,9 @@ class Sample:
             # A strided sample must stay strided: cast without touching the layout.
             return x.to(device=device, dtype=dtype).detach().requires_grad_(requires_grad)
 
-        return tuple(map(cast, args)), {k: cast(v) for k, v in kwargs.items()}
+        constant = [i in self.constants for i in range(len(args))]
+        cast_args = (cast(x, requires_grad and not c) for x, c in zip(args, constant, strict=True))
+        return tuple(cast_args), {k: cast(v) for k, v in kwargs.items()}
 
     def __str__(self) -> str:
         return f"{self.operator}-{self.name}"
@@ -121,6 +129,18 @@ SAMPLES = [
     Sample("prototype_loss", "not_normalised", call(cosine(6, 9), normal(6, 9))),
     Sample("prototype_loss", "strided", call(transposed(cosine(9, 6)), transposed(codes(9, 6)))),
     Sample("prototype_loss", "one_prototype", call(cosine(4, 1), codes(4, 1))),
+    *(
+        Sample("prototype_objective", name, call(*arguments), constants=(2,))
+        for name, arguments in {
+            "plain": (normal(16, 12), units(24, 12), codes(16, 24)),
+            # A weight with which the intrinsic part is seen, on either side.
+            "heavy": (normal(5, 7), normal(9, 7), codes(5, 9), 0.3, 2.0, 40.0),
+            "batched": (normal(2, 3, 5, 4), units(2, 3, 7, 4), codes(2, 3, 5, 7)),
+            "strided": (*map(transposed, (normal(6, 9), units(6, 8), codes(8, 9))), 0.1, 0.0),
+            "one_of_each": (normal(1, 1), normal(1, 1), codes(1, 1)),
+            "no_problems": (normal(0, 3, 4), normal(0, 5, 4), codes(0, 3, 5)),
+        }.items()
+    ),
     Sample("intrinsic_loss", "plain", call(units(32, 16))),
     Sample("intrinsic_loss", "odd", call(units(67, 5), 2.0)),
     Sample("intrinsic_loss", "batched", call(units(2, 3, 9, 4))),
@@ -193,6 +213,12 @@ LARGE = [
     Sample("prototype_similarity", "large", call(normal(501, 128), normal(403, 128))),
     Sample("prototype_loss", "large", call(cosine(301, 257), codes(301, 257))),
     Sample("prototype_loss", "many_problems", call(cosine(61, 7, 131), codes(61, 7, 131))),
+    Sample(
+        "prototype_objective",
+        "large",
+        call(normal(301, 40), units(257, 40), codes(301, 257), 0.1, 1.0),
+        constants=(2,),
+    ),
     Sample("intrinsic_loss", "large", call(units(257, 8))),
     Sample("intrinsic_loss", "many_problems", call(units(61, 33, 8))),
     Sample("random_shift", "large", call(normal(37, 3, 29, 31), 4, integers(-4, 4, 37, 2))),

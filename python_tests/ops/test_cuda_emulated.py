@@ -139,7 +139,7 @@ def test_gradients_match_the_twin(sample: Sample, dtype: torch.dtype) -> None:
     args, kwargs = sample.arguments(dtype, requires_grad=True)
     exact_args, _ = sample.arguments(dtype, requires_grad=True)
     exact_args = tuple(
-        x.detach().double().requires_grad_()
+        x.detach().double().requires_grad_(x.requires_grad)
         if isinstance(x, Tensor) and x.is_floating_point()
         else x
         for x in exact_args

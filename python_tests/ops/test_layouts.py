@@ -1,0 +1,124 @@
+"""However a tensor lies in memory, the result is that of its contiguous copy, and the tensor is
+left as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from operator_samples import SAMPLES, Sample
+from test_common import gradients
+from torch import Tensor
+
+
+def padded(x: Tensor) -> Tensor:
+    """Every second element of each dimension of a larger tensor, from an odd offset."""
+    if x.dim() == 0:
+        return x
+    big = x.new_zeros([2 * n + 3 for n in x.shape])
+    view = big[tuple(slice(1, 1 + 2 * n, 2) for n in x.shape)]
+    return view.copy_(x)
+
+
+def reversed_dimensions(x: Tensor) -> Tensor:
+    dims = tuple(reversed(range(x.dim())))
+    return x.permute(dims).contiguous().permute(dims)
+
+
+def offset(x: Tensor) -> Tensor:
+    """Contiguous, but where only its own elements are aligned."""
+    return torch.cat([x.new_zeros(1), x.flatten()])[1:].view(x.shape)
+
+
+def channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else padded(x)
+
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "padded": padded,
+    "reversed_dimensions": reversed_dimensions,
+    "offset": offset,
+    "channels_last": channels_last,
+}
+plain = pytest.mark.parametrize(
+    "sample",
+    [s for s in SAMPLES if s.name in ("plain", "odd", "batched", "shifted", "float", "broadcast")],
+    ids=str,
+)
+dtypes = pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16], ids=lambda d: str(d).removeprefix("torch.")
+)
+
+
+def run(sample: Sample, args: Any, kwargs: Any) -> list[Tensor]:
+    """The result, and its gradients in all floating arguments."""
+    leaves = [
+        x.detach().requires_grad_(sample.differentiable)
+        if isinstance(x, Tensor) and x.is_floating_point()
+        else x
+        for x in args
+    ]
+    out = sample.function(*leaves, **kwargs)
+    if not sample.differentiable:
+        return [out]
+    weight = torch.linspace(-1, 1, out.numel(), device=out.device).reshape(out.shape)
+    return [out.detach(), *gradients(sample.function, leaves, kwargs, weight)]
+
+
+@plain
+@dtypes
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_any_layout(sample: Sample, dtype: torch.dtype, layout: str, device: str) -> None:
+    args, kwargs = sample.arguments(dtype, device)
+    expected = run(sample, [x.contiguous() if isinstance(x, Tensor) else x for x in args], kwargs)
+    laid = [LAYOUTS[layout](x) if isinstance(x, Tensor) else x for x in args]
+    before = [x.clone() if isinstance(x, Tensor) else x for x in laid]
+    got = run(sample, laid, kwargs)
+    for g, e in zip(got, expected, strict=True):
+        torch.testing.assert_close(g, e, rtol=1e-6, atol=1e-6)
+    for x, y in zip(laid, before, strict=True):
+        assert not isinstance(x, Tensor) or torch.equal(x, y)
+
+
+@plain
+@dtypes
+def test_expanded(sample: Sample, dtype: torch.dtype, device: str) -> None:
+    """Stride 0: one row, or one image, stands for all of them."""
+    args, kwargs = sample.arguments(dtype, device)
+    one = [x[:1].expand(x.shape) if isinstance(x, Tensor) else x for x in args]
+    copied = [x.contiguous() if isinstance(x, Tensor) else x for x in one]
+    for g, e in zip(run(sample, one, kwargs), run(sample, copied, kwargs), strict=True):
+        torch.testing.assert_close(g, e, rtol=1e-6, atol=1e-6)
+
+
+@plain
+def test_expanded_gradient(sample: Sample, device: str) -> None:
+    """What sum() sends back has stride 0 everywhere."""
+    if not sample.differentiable:
+        return
+    args, kwargs = sample.arguments(torch.float32, device, requires_grad=True)
+    inputs = [x for x in args if isinstance(x, Tensor) and x.requires_grad]
+    out = sample.function(*args, **kwargs)
+    got = torch.autograd.grad(out.sum(), inputs, retain_graph=True)
+    expected = torch.autograd.grad(out, inputs, torch.ones_like(out), retain_graph=True)
+    for g, e in zip(got, expected, strict=True):
+        assert torch.equal(g, e)
+    shuffled = torch.randn_like(out)
+    strided = padded(shuffled)
+    got = torch.autograd.grad(out, inputs, strided, retain_graph=True)
+    for g, e in zip(got, torch.autograd.grad(out, inputs, shuffled), strict=True):
+        torch.testing.assert_close(g, e, rtol=1e-6, atol=1e-6)
+
+
+@plain
+def test_results_are_fresh(sample: Sample, device: str) -> None:
+    args, kwargs = sample.arguments(torch.float32, device)
+    out = sample.function(*args, **kwargs)
+    storage = out.untyped_storage().data_ptr()
+    for x in args:
+        assert not isinstance(x, Tensor) or x.untyped_storage().data_ptr() != storage
+    again = sample.function(*args, **kwargs)
+    assert torch.equal(out, again)
+    assert again.untyped_storage().data_ptr() != storage
