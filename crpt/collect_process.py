@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import os
 import pickle
+import select
 import signal
 import time
 import traceback
@@ -84,6 +85,8 @@ class _Worker:
 
     def __init__(self, connection: Connection, orders: Orders) -> None:
         self._connection = connection
+        self._inbox = select.poll()
+        self._inbox.register(connection.fileno(), select.POLLIN)
         self._orders = orders
         self._buffer = ReplayBuffer.open(orders.dataset)
         self._player: Player | None = None
@@ -95,7 +98,8 @@ class _Worker:
 
     def run(self) -> None:
         while True:
-            while self._connection.poll(0 if self._may_play() else None):
+            # In milliseconds; the connection's own poll() takes ten times as long.
+            while self._inbox.poll(0 if self._may_play() else None):
                 self._attend(self._connection.recv())
             if self._current is not None:
                 with self._failures_told(self._current):
