@@ -51,7 +51,11 @@ def probe(
     device: str = "cpu",
     progress: bool = True,
 ) -> list[DomainProbe]:
-    """Ridge probes of the simulator's state from z, split by episode, for every domain there is."""
+    """Ridge probes of the simulator's state from z, split by episode, for every domain there is.
+
+    Raises ValueError for a dataset that was drawn otherwise than what the encoder was trained on.
+    """
+    _check_render(dataset, encoder)
     results = []
     # Sorted: the order in which processes added them to the dataset must not matter.
     domains = sorted(dataset.domains)
@@ -79,6 +83,14 @@ def probe(
 
 def to_json(results: list[DomainProbe]) -> list[dict[str, Any]]:
     return [asdict(r) | {"gain": r.gain} for r in results]
+
+
+def _check_render(dataset: ReplayBuffer, encoder: Encoder) -> None:
+    drawn, learned = dataset.metadata.get("render"), encoder.metadata.get("render")
+    if None not in (drawn, learned) and drawn != learned:
+        raise ValueError(
+            f"dataset should be rendered as what the encoder was trained on, {learned}, got {drawn}"
+        )
 
 
 def _states(dataset: ReplayBuffer, domain: str) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
