@@ -97,7 +97,11 @@ def probe(
     device: str = "cpu",
     progress: bool = True,
 ) -> Probe:
-    """What z = normalise(norm(g(h))) and h = f(obs) know, in every domain of the dataset."""
+    """What z = normalise(norm(g(h))) and h = f(obs) know, in every domain of the dataset.
+
+    Raises ValueError for a dataset that was drawn otherwise than what the encoder was trained on.
+    """
+    _check_render(dataset, encoder)
     # Sorted: the order in which processes added them to the dataset must not matter.
     names = sorted(dataset.domains, key=lambda name: (name not in seen, name))
     states, episodes = zip(*(_states(dataset, name) for name in names), strict=True)
@@ -134,6 +138,14 @@ def to_json(result: Probe) -> dict[str, Any]:
         "domains": [asdict(row) | {"gain": row.gain} for row in result.domains],
         "separability": [asdict(row) for row in result.separability],
     }
+
+
+def _check_render(dataset: ReplayBuffer, encoder: Encoder) -> None:
+    drawn, learned = dataset.metadata.get("render"), encoder.metadata.get("render")
+    if None not in (drawn, learned) and drawn != learned:
+        raise ValueError(
+            f"dataset should be rendered as what the encoder was trained on, {learned}, got {drawn}"
+        )
 
 
 def _states(dataset: ReplayBuffer, domain: str) -> tuple[NDArray[np.float64], NDArray[np.int64]]:

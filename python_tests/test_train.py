@@ -17,7 +17,7 @@ import torch
 from crpt.config import PRESETS, CollectConfig, FinetuneConfig, PretrainConfig
 from crpt.encoder import Encoder, EncoderConfig, EncoderFileError
 from crpt.pretrain import Trainer
-from crpt.probe import Probe
+from crpt.probe import Probe, probe
 from crpt.replay import ReplayBuffer
 from crpt.run_directory import ConfigMismatchError, RunDirectory
 from crpt.stages import (
@@ -56,6 +56,13 @@ def finished(tmp_path_factory):
     path = tmp_path_factory.mktemp("run")
     torch.set_num_threads(1)
     return path, train(context(path), small.STAGES)
+
+
+def test_probes_refuse_frames_that_are_drawn_otherwise(finished, tmp_path):
+    encoder = Encoder.from_pretrained(finished[0])
+    drawn = small.dataset(tmp_path / "data", replace(small.COLLECT, render="fast"))
+    with pytest.raises(ValueError, match="rendered as what the encoder was trained on, exact, got"):
+        probe(small.PROBE, drawn, encoder, encoder, seen=(), progress=False)
 
 
 def test_the_run_directory_holds_what_it_promises(finished):
