@@ -1,6 +1,6 @@
 // The emulated device itself: a test that runs on it proves nothing unless it finds what it should
 // find.
-#include "kernels/device.cuh"
+#include "kernels/groups.cuh"
 #include "testing.h"
 
 namespace crpt::cuda {
@@ -101,6 +101,76 @@ TEST(CudaEmulation, Ballot) {
       EXPECT_EQ(out[t] >> lane & 1u, unsigned((t / 32 * 32 + lane) % 3 == 0));
     }
   }
+}
+
+// Every block gives its number to the next of its cluster.
+__global__ void ring_kernel(unsigned* out, bool barrier, bool last_barrier) {
+  auto* own = reinterpret_cast<unsigned*>(shared_memory());
+  if (threadIdx.x == 0) *own = blockIdx.x;
+  if (barrier) Cluster::sync();
+  out[blockIdx.x] = *Cluster::of_block(own, (Cluster::rank() + 1) % Cluster::size());
+  if (last_barrier) Cluster::sync();
+}
+
+Shape ring(unsigned blocks, unsigned cluster) {
+  Shape shape{blocks};
+  shape.shared = sizeof(unsigned);
+  shape.cluster = cluster;
+  return shape;
+}
+
+TEST(CudaEmulation, BlocksOfAClusterReadEachOther) {
+  std::vector<unsigned> out(6);
+  EXPECT_LAUNCHED(launch(kStream, ring(6, 3), ring_kernel, out.data(), true, true));
+  EXPECT_EQ(out, (std::vector<unsigned>{1, 2, 0, 4, 5, 3}));
+}
+
+TEST(CudaEmulation, MissingClusterBarriersAreFound) {
+  std::vector<unsigned> out(2);
+  EXPECT_LAUNCHED(launch(kStream, ring(2, 2), ring_kernel, out.data(), false, true));
+  EXPECT_EQ(out[0], 0xffffffffu);  // not yet written
+  EXPECT_EQ(cudaErrorAssert, launch(kStream, ring(2, 2), ring_kernel, out.data(), true, false));
+  EXPECT_NE(emulation::last_failure().find("a block that has returned"), std::string::npos);
+}
+
+__global__ void grid_kernel(int* out, bool divergent) {
+  out[blockIdx.x] = static_cast<int>(blockIdx.x);
+  if (divergent && blockIdx.x == 1) return;
+  sync_grid();
+  out[gridDim.x + blockIdx.x] = out[gridDim.x - 1 - blockIdx.x];
+}
+
+TEST(CudaEmulation, BlocksOfACooperativeGridMeet) {
+  std::vector<int> out(8, -1);
+  Shape shape{4};
+  shape.cooperative = true;
+  for (const auto order : {emulation::Order::kAscending, emulation::Order::kDescending}) {
+    emulation::set_order(order);
+    EXPECT_LAUNCHED(launch(kStream, shape, grid_kernel, out.data(), false));
+    EXPECT_EQ(out, (std::vector<int>{0, 1, 2, 3, 3, 2, 1, 0}));
+  }
+  emulation::set_order(emulation::Order::kAscending);
+  EXPECT_EQ(cudaErrorLaunchFailure, launch(kStream, shape, grid_kernel, out.data(), true));
+  shape.blocks = 5;
+  EXPECT_EQ(cudaErrorCooperativeLaunchTooLarge,
+            launch(kStream, shape, grid_kernel, out.data(), false));
+}
+
+TEST(CudaEmulation, ShapesThatTheDeviceDoesNotHave) {
+  std::vector<unsigned> out(64);
+  EXPECT_EQ(cudaErrorInvalidConfiguration,
+            launch(kStream, ring(32, 32), ring_kernel, out.data(), true, true));
+  EXPECT_EQ(cudaErrorInvalidConfiguration,
+            launch(kStream, ring(7, 2), ring_kernel, out.data(), true, true));
+  Shape large = ring(2, 2);
+  large.shared = 64 << 10;
+  EXPECT_EQ(cudaErrorInvalidValue, launch(kStream, large, ring_kernel, out.data(), true, true));
+  cudaFuncSetAttribute(ring_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, 64 << 10);
+  EXPECT_LAUNCHED(launch(kStream, large, ring_kernel, out.data(), true, true));
+}
+
+TEST(CudaEmulation, BytePermutation) {
+  EXPECT_EQ(__byte_perm(0x33221100u, 0x77665544u, 0x7250u), 0x77225500u);
 }
 
 TEST(CudaEmulation, HalfConversions) {

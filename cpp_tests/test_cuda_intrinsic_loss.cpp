@@ -12,7 +12,7 @@ TYPED_TEST(CudaIntrinsicLoss, LossAndWeights) {
   using T = TypeParam;
   using A = compute_t<T>;
   constexpr double kOffset = 1.5;
-  constexpr int64_t kSizes[][2] = {{1, 1}, {1, 2}, {3, 31}, {2, 65}, {1, 270}};
+  constexpr int64_t kSizes[][2] = {{1, 1}, {1, 2}, {3, 31}, {2, 65}, {2, 128}, {1, 516}};
   for (const auto& [items, m] : kSizes) {
     const auto s = write_all<A>(normal(items * m * m, 0.2, unsigned(m)));
     std::vector<double> losses(items), expected(items * m * m);

@@ -9,8 +9,16 @@ namespace {
 struct Sizes {
   int64_t queries, keys, width, k;
 };
-constexpr Sizes kSizes[] = {{1, 1, 1, 1},   {5, 3, 2, 3},     {7, 65, 33, 3},  {66, 70, 16, 1},
-                            {3, 300, 5, 7}, {2, 300, 5, 300}, {4, 40, 130, 20}};
+constexpr Sizes kSizes[] = {{1, 1, 1, 1},
+                            {5, 3, 2, 3},
+                            {7, 65, 33, 3},
+                            {66, 70, 16, 1},
+                            {3, 300, 5, 7},
+                            {2, 300, 5, 300},
+                            {4, 40, 130, 20},
+                            // rows made of four neighbours, dimensions no multiple of a tile's
+                            {65, 68, 20, 8},
+                            {2, 132, 36, 9}};
 
 template <class T>
 double distance_of(const std::vector<T>& queries, int64_t b, const std::vector<T>& keys, int64_t q,
@@ -113,6 +121,26 @@ TYPED_TEST(CudaKnnDistance, InfinityThenNanAreFarthest) {
     EXPECT_EQ(index[0], order[k - 1]);
     expect_near(distance, {expected[k - 1]}, 0, 0);
   }
+}
+
+// More keys than warps that look for their queries: a warp has a run of keys, the last a short one.
+TEST(CudaKnnDistanceValues, GradientsOfManyKeys) {
+  const Sizes s{40, 9001, 2, 1};
+  const auto queries = write_all<float>(normal(s.queries * s.width, 1, 6));
+  const auto keys = write_all<float>(normal(s.keys * s.width, 1, 7));
+  const std::vector<float> grad(s.queries, 1), distance(s.queries, 2);
+  std::vector<int64_t> index;
+  for (int64_t b = 0; b < s.queries; ++b) index.push_back(b % 3 == 0 ? 9000 : b % 3 + b / 9);
+  std::vector<double> expected(s.keys * s.width);
+  for (int64_t i = 0; i < s.queries * s.width; ++i) {
+    const int64_t at = index[i / s.width] * s.width + i % s.width;
+    expected[at] += (keys[at] - queries[i]) / 2.0;
+  }
+  auto got = unwritten<float>(s.keys * s.width);
+  ASSERT_LAUNCHED(launch_knn_distance_backward_keys(
+      Dtype::kFloat32, grad.data(), queries.data(), keys.data(), distance.data(), index.data(),
+      got.data(), s.queries, s.keys, s.width, nullptr));
+  expect_near(got, expected, 1e-6, 1e-6);
 }
 
 TYPED_TEST(CudaKnnDistance, GradientsOfQueriesAndKeys) {

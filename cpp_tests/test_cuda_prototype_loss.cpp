@@ -9,7 +9,9 @@ constexpr double kTemperature = 0.1;
 struct Sizes {
   int64_t items, batch, prototypes;
 };
-constexpr Sizes kSizes[] = {{1, 1, 1}, {1, 5, 31}, {3, 9, 33}, {2, 40, 3}, {1, 2, 600}};
+// Rows of a warp and of a block, in vectors and one by one, in registers and too long for them.
+constexpr Sizes kSizes[] = {{1, 1, 1},   {1, 5, 31},  {3, 9, 33},   {2, 40, 3},   {1, 2, 601},
+                            {2, 3, 512}, {1, 2, 520}, {1, 2, 2056}, {1, 2, 4104}, {1, 1, 2051}};
 
 struct Expected {
   std::vector<double> loss, logsumexp, grad_scores, grad_codes;

@@ -1,6 +1,7 @@
 #include <numeric>
 
 #include "kernels/random_shift.cuh"
+#include "kernels/shift.cuh"
 #include "testing.h"
 
 namespace crpt::cuda {
@@ -11,9 +12,21 @@ struct Sizes {
   int64_t elements() const { return batch * planes * height * width * pixel; }
 };
 
-constexpr Sizes kSizes[] = {{1, 1, 1, 1, 1, 2},  {3, 2, 7, 5, 1, 4}, {2, 3, 20, 17, 1, 4},
-                            {4, 1, 6, 9, 3, 2},  {2, 1, 3, 4, 1, 9}, {5, 2, 1, 8, 1, 3},
-                            {3, 1, 12, 1, 2, 1}, {2, 2, 5, 5, 1, 0}};
+constexpr Sizes kSizes[] = {{1, 1, 1, 1, 1, 2},
+                            {3, 2, 7, 5, 1, 4},
+                            {2, 3, 20, 17, 1, 4},
+                            {4, 1, 6, 9, 3, 2},
+                            {2, 1, 3, 4, 1, 9},
+                            {5, 2, 1, 8, 1, 3},
+                            {3, 1, 12, 1, 2, 1},
+                            {2, 2, 5, 5, 1, 0},
+                            // planes that are made of 16 bytes: of words, of packs of several rows,
+                            // of pixels, and of two bands
+                            {3, 2, 8, 12, 1, 4},
+                            {4, 1, 4, 4, 1, 9},
+                            {2, 2, 16, 5, 1, 7},
+                            {3, 1, 16, 6, 3, 2},
+                            {2, 1, 300, 64, 1, 4}};
 
 std::vector<int64_t> shifts_of(const Sizes& size) {
   std::mt19937 engine(static_cast<unsigned>(size.elements()));
@@ -68,6 +81,62 @@ TYPED_TEST(CudaRandomShift, CopiesTheBits) {
   }
 }
 
+// Where images and results begin decides how they are read and written, never what.
+TYPED_TEST(CudaRandomShift, AtAnyAddress) {
+  const Sizes s{3, 1, 8, 12, 1, 4};
+  const auto shifts = shifts_of(s);
+  const auto from = sources(s, shifts);
+  std::mt19937_64 engine(2);
+  std::vector<TypeParam> images(s.elements() + 4);
+  for (TypeParam& x : images) x = static_cast<TypeParam>(engine());
+  for (const int in : {0, 1, 3}) {
+    for (const int to : {0, 1}) {
+      std::vector<TypeParam> out(s.elements() + 1);
+      ASSERT_LAUNCHED(launch_random_shift(sizeof(TypeParam), images.data() + in, shifts.data(),
+                                          out.data() + to, s.batch, s.planes, s.height, s.width,
+                                          s.pixel, s.pad, nullptr));
+      for (int64_t i = 0; i < s.elements(); ++i) ASSERT_EQ(out[to + i], images[in + from[i]]);
+    }
+  }
+}
+
+__global__ void divide_kernel(Divider divider, const int* n, int* quotients, int* remainders) {
+  quotients[global_thread()] = divider.quotient(n[global_thread()]);
+  remainders[global_thread()] = divider.remainder(n[global_thread()]);
+}
+
+TEST(CudaShift, DividerDivides) {
+  std::mt19937 engine(3);
+  for (const int divisor : {1, 2, 3, 7, 21, 64, 84, 4095, 65537, 1 << 26, (1 << 26) - 1}) {
+    std::vector<int> n(kThreads), quotients(kThreads), remainders(kThreads);
+    for (int& x : n) x = static_cast<int>(engine() >> 1);
+    const int edges[] = {0, 1, divisor - 1, divisor, divisor + 1, 2147483647, 2147483646};
+    std::copy(std::begin(edges), std::end(edges), n.begin());
+    for (int i = 7; i < 100; ++i) n[i] = n[i] / divisor * divisor - i % 2 * (n[i] >= divisor);
+    ASSERT_LAUNCHED(launch(nullptr, 1, divide_kernel, Divider(divisor), n.data(), quotients.data(),
+                           remainders.data()));
+    for (int i = 0; i < kThreads; ++i) {
+      ASSERT_EQ(quotients[i], n[i] / divisor) << n[i] << " / " << divisor;
+      ASSERT_EQ(remainders[i], n[i] % divisor);
+    }
+  }
+}
+
+// Every row is in one band, whatever the sizes, and what is counted in 32 bits fits.
+TEST(CudaShift, BandsCoverThePlanes) {
+  const int64_t sizes[][2] = {
+      {1, 1}, {84, 84}, {84, 756}, {300, 64}, {2160, 3840}, {17, 1 << 26}, {int64_t{1} << 33, 8}};
+  for (const auto& [height, row] : sizes) {
+    const Bands bands(6, height, row);
+    EXPECT_EQ(bands.count, 6 * bands.per_plane);
+    EXPECT_GE(bands.rows * bands.per_plane, height);
+    EXPECT_LT(bands.rows * (bands.per_plane - 1), height);
+    EXPECT_LT(bands.rows * row, int64_t{1} << 31);
+    EXPECT_TRUE(bands.per_plane == 1 || bands.rows % 16 == 0);
+  }
+  EXPECT_EQ(Bands(4608, 84, 84).per_plane, 1);
+}
+
 template <class T>
 class CudaRandomShiftBackward : public ::testing::Test {};
 TYPED_TEST_SUITE(CudaRandomShiftBackward, FloatingTypes);
@@ -109,6 +178,9 @@ TEST(CudaRandomShiftValues, NoImagesAndUnknownSizes) {
   ASSERT_LAUNCHED(launch_random_shift(4, nullptr, nullptr, nullptr, 0, 3, 5, 5, 1, 4, nullptr));
   EXPECT_EQ(cudaErrorInvalidValue,
             launch_random_shift(16, nullptr, nullptr, nullptr, 1, 3, 5, 5, 1, 4, nullptr));
+  // A row that 32 bits could not count.
+  EXPECT_EQ(cudaErrorInvalidValue, launch_random_shift(4, nullptr, nullptr, nullptr, 1, 3, 5,
+                                                       int64_t{1} << 25, 3, 4, nullptr));
 }
 
 }  // namespace

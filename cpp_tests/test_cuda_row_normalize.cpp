@@ -8,7 +8,9 @@ template <class T>
 class CudaRowNormalize : public ::testing::Test {};
 TYPED_TEST_SUITE(CudaRowNormalize, FloatingTypes);
 
-constexpr int64_t kShapes[][2] = {{1, 1}, {3, 5}, {9, 32}, {17, 33}, {2, 700}};
+// Rows of a warp and of a block, in vectors and one by one, in registers and too long for them.
+constexpr int64_t kShapes[][2] = {{1, 1},   {3, 5},   {9, 32},   {17, 33},  {2, 701},
+                                  {9, 128}, {2, 516}, {1, 2052}, {1, 2051}, {2, 4100}};
 
 TYPED_TEST(CudaRowNormalize, UnitRowsAndLengths) {
   using A = compute_t<TypeParam>;

@@ -109,6 +109,36 @@ TEST_P(FrameStack, CastsToTheNearestFloat) {
   EXPECT_EQ(std::count(seen.begin(), seen.end(), 1), 256);
 }
 
+// The half types round the float that float32 gives, to nearest even.
+TEST_P(FrameStack, CastsToHalfTypes) {
+  std::vector<uint8_t> frames(kN * kC * kH * kW);
+  for (size_t i = 0; i < frames.size(); ++i) frames[i] = static_cast<uint8_t>(i);
+  std::vector<BFloat16> bf16(kB * kK * kC * kH * kW);
+  std::vector<Half> f16(bf16.size());
+  FrameStackArgs args = arguments(frames, bf16.data());
+  args.out_bytes = 2;
+  args.dtype = DType::bf16;
+  ASSERT_EQ(CRPT_AT(GetParam(), frame_stack)(args).argument, nullptr);
+  args.out = f16.data();
+  args.dtype = DType::f16;
+  ASSERT_EQ(CRPT_AT(GetParam(), frame_stack)(args).argument, nullptr);
+  // A float of `bits` significant bits and no more than -`lowest` as the exponent of its last one.
+  const auto rounded = [](float x, int bits, int lowest) {
+    if (x == 0) return x;
+    int exponent;
+    std::frexp(x, &exponent);
+    const double unit = std::ldexp(1.0, std::max(exponent - bits, lowest));
+    return static_cast<float>(std::nearbyint(x / unit) * unit);
+  };
+  for_each_pixel(args, [&](int64_t to, uint8_t pixel) {
+    ASSERT_EQ(testing::value(bf16[to]), rounded(pixel / 255.0f, 8, -133));
+    const uint16_t half = f16[to].bits;
+    const double value = half >> 10 == 0 ? std::ldexp(half, -24)
+                                         : std::ldexp(1024 + (half & 1023), (half >> 10) - 25);
+    ASSERT_EQ(value, rounded(pixel / 255.0f, 11, -24));
+  });
+}
+
 // Enough pixels that three threads do start; rows with a stride use a buffer of each thread.
 TEST_P(FrameStack, BitsDoNotDependOnThreads) {
   const int64_t H = 61, W = 67, pixels = kN * kC * H * W;
@@ -130,6 +160,52 @@ TEST_P(FrameStack, BitsDoNotDependOnThreads) {
   };
   for (const bool channels_last : {false, true}) {
     EXPECT_EQ(stacked(channels_last, 3), stacked(channels_last, 1));
+  }
+}
+
+// Large results are cast in the first-level cache and written past the others.
+TEST_P(FrameStack, StacksMoreThanTheCachesHold) {
+  const int64_t H = 503, W = 467, pixels = kN * kC * H * W;
+  std::vector<uint8_t> frames(pixels);
+  for (size_t i = 0; i < frames.size(); ++i) frames[i] = static_cast<uint8_t>(i * 97 + i / 256);
+  const int64_t count = kB * kK * kC * H * W;
+  const auto check = [&]<typename T>(const T*, bool channels_last, bool shifted, DType dtype) {
+    ASSERT_GE(count * static_cast<int64_t>(sizeof(T)), 8 << 20);
+    std::vector<T> out(count + 2, T(42));
+    FrameStackArgs args = arguments(frames, out.data() + 1);
+    args.height = H;
+    args.width = W;
+    args.stride_n = kC * H * W;
+    args.stride_c = channels_last ? 1 : H * W;
+    args.stride_h = channels_last ? kC * W : W;
+    args.stride_w = channels_last ? kC : 1;
+    args.out_bytes = sizeof(T);
+    args.dtype = dtype;
+    if (!shifted) args.shifts = nullptr;
+    ASSERT_EQ(CRPT_AT(GetParam(), frame_stack)(args).argument, nullptr);
+    const T* to = out.data() + 1;
+    for (int64_t i = 0; i < kB * kK * kC; ++i) {
+      const int64_t b = i / (kK * kC), dy = shifted ? kShifts[2 * b] : 0,
+                    dx = shifted ? kShifts[2 * b + 1] : 0;
+      const uint8_t* plane =
+          frames.data() + kIndex[i / kC] * args.stride_n + i % kC * args.stride_c;
+      for (int64_t y = 0; y < H; ++y) {
+        const uint8_t* row = plane + std::clamp<int64_t>(y + dy, 0, H - 1) * args.stride_h;
+        for (int64_t x = 0; x < W; ++x) {
+          const uint8_t pixel = row[std::clamp<int64_t>(x + dx, 0, W - 1) * args.stride_w];
+          ASSERT_EQ(*to++, sizeof(T) == 1 ? T(pixel) : T(pixel / T(255)));
+        }
+      }
+    }
+    EXPECT_EQ(out.front(), T(42));
+    EXPECT_EQ(out.back(), T(42));
+  };
+  for (const bool channels_last : {false, true}) {
+    for (const bool shifted : {false, true}) {
+      check(static_cast<uint8_t*>(nullptr), channels_last, shifted, DType::f32);
+      check(static_cast<float*>(nullptr), channels_last, shifted, DType::f32);
+      check(static_cast<double*>(nullptr), channels_last, shifted, DType::f64);
+    }
   }
 }
 

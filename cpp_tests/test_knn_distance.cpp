@@ -16,20 +16,49 @@ struct Found {
   std::vector<int64_t> index;
 };
 
+struct Centered {
+  std::vector<float> queries, keys, query_norms, half_key_norms;
+};
+
+Centered center(Isa level, const std::vector<float>& queries, const std::vector<float>& keys, int B,
+                int Q, int D, int threads = 1) {
+  Centered out{std::vector<float>(B * D, 42.0f), std::vector<float>(Q * D, 42.0f),
+               std::vector<float>(B, 42.0f), std::vector<float>(Q, 42.0f)};
+  CRPT_AT(level, knn_center)({.queries = queries.data(),
+                              .keys = keys.data(),
+                              .centered_queries = out.queries.data(),
+                              .centered_keys = out.keys.data(),
+                              .query_norms = out.query_norms.data(),
+                              .half_key_norms = out.half_key_norms.data(),
+                              .dtype = DType::f32,
+                              .batch = B,
+                              .count = Q,
+                              .dim = D,
+                              .threads = threads});
+  return out;
+}
+
+// `noise` is added to the dots, in units of what the tolerance allows them.
 Found run(Isa level, const std::vector<float>& queries, const std::vector<float>& keys, int B,
-          int Q, int D, int k, double tolerance, int threads = 1) {
+          int Q, int D, int k, double tolerance, int threads = 1, double noise = 0) {
+  const Centered near = center(level, queries, keys, B, Q, D, threads);
+  std::mt19937 random(3);
   std::vector<float> dots(static_cast<size_t>(B) * Q);
   for (int b = 0; b < B; ++b) {
     for (int q = 0; q < Q; ++q) {
       float sum = 0;
-      for (int d = 0; d < D; ++d) sum += queries[b * D + d] * keys[q * D + d];
-      dots[b * Q + q] = sum;
+      for (int d = 0; d < D; ++d) sum += near.queries[b * D + d] * near.keys[q * D + d];
+      const double lengths = std::sqrt(2.0 * near.query_norms[b] * near.half_key_norms[q]);
+      const double allowed = noise == 0 ? 0 : noise * tolerance / 4 * lengths;
+      dots[b * Q + q] = static_cast<float>(sum + (random() % 2 ? allowed : -allowed));
     }
   }
   Found found{std::vector<float>(B), std::vector<int64_t>(B)};
   CRPT_AT(level, knn_distance)({.queries = queries.data(),
                                 .keys = keys.data(),
                                 .dots = dots.data(),
+                                .query_norms = near.query_norms.data(),
+                                .half_key_norms = near.half_key_norms.data(),
                                 .distance = found.distance.data(),
                                 .index = found.index.data(),
                                 .dtype = DType::f32,
@@ -42,7 +71,7 @@ Found run(Isa level, const std::vector<float>& queries, const std::vector<float>
   return found;
 }
 
-double tolerance_of(int D) { return (D + 8) * std::numeric_limits<float>::epsilon(); }
+double tolerance_of(int D) { return 2 * (D + 8) * std::numeric_limits<float>::epsilon(); }
 
 double kth(const float* query, const std::vector<float>& keys, int Q, int D, int k) {
   std::vector<double> distances;
@@ -84,6 +113,42 @@ TEST_P(KnnDistance, NearlyEqualVectorsDoNotSufferCancellation) {
     for (int b = 0; b < B; ++b) {
       const double exact = kth(&queries[b * D], keys, Q, D, k);
       ASSERT_NEAR(found.distance[b], exact, 1e-5 * exact);
+    }
+  }
+}
+
+// The offset is exact enough that differences far below the vectors' rounding error count.
+TEST_P(KnnDistance, CentersByAnOffsetOfAllRows) {
+  const int B = 5, Q = 700, D = 19;
+  const auto queries = testing::as<float>(uniform(B * D, 1, 100, 101));
+  const auto keys = testing::as<float>(uniform(Q * D, 2, 100, 101));
+  const Centered near = center(GetParam(), queries, keys, B, Q, D, 3);
+  for (int d = 0; d < D; ++d) {
+    const float offset = keys[d] - near.keys[d];
+    EXPECT_NEAR(offset, 100.5, 0.1);
+    for (int q = 0; q < Q; ++q) ASSERT_NEAR(keys[q * D + d] - near.keys[q * D + d], offset, 1e-5);
+    for (int b = 0; b < B; ++b) {
+      ASSERT_NEAR(queries[b * D + d] - near.queries[b * D + d], offset, 1e-5);
+    }
+  }
+  for (int q = 0; q < Q; ++q) {
+    double sum = 0;
+    for (int d = 0; d < D; ++d) sum += std::pow(near.keys[q * D + d], 2);
+    ASSERT_NEAR(near.half_key_norms[q], sum / 2, 1e-6 * sum);
+  }
+}
+
+// Dots as wrong as they may be change neither a bit of the distance nor the neighbour.
+TEST_P(KnnDistance, ErrorsOfTheDotsDoNotShow) {
+  const int B = 20, Q = 300, D = 16;
+  for (const double width : {1.0, 1e-3}) {
+    const auto queries = testing::as<float>(uniform(B * D, 1, 1 - width, 1 + width));
+    const auto keys = testing::as<float>(uniform(Q * D, 2, 1 - width, 1 + width));
+    for (const int k : {1, 3, 17, 300}) {
+      const Found exact = run(GetParam(), queries, keys, B, Q, D, k, tolerance_of(D));
+      const Found rough = run(GetParam(), queries, keys, B, Q, D, k, 0.02, 1, 1);
+      EXPECT_EQ(rough.distance, exact.distance);
+      EXPECT_EQ(rough.index, exact.index);
     }
   }
 }

@@ -52,6 +52,49 @@ TEST_P(RandomShift, MovesPixelsOfEverySize) {
   }
 }
 
+// Large results are written past the caches, by lines: at any address, in rows longer than a stage,
+// and with nothing written beside them.
+TEST_P(RandomShift, MovesImagesLargerThanTheCaches) {
+  struct Case {
+    int64_t B, H, W, bytes;
+  };
+  for (const Case c : {Case{23, 301, 311, 4}, Case{2, 7, 700001, 1}, Case{3, 501, 1999, 3}}) {
+    const int64_t row = c.W * c.bytes, size = c.B * c.H * row;
+    ASSERT_GE(size, 8 << 20);
+    std::vector<uint8_t> images(size), out(size + 130, 42);
+    for (int64_t i = 0; i < size; ++i) images[i] = static_cast<uint8_t>(i * 37 + i / 251);
+    std::vector<int64_t> shifts;
+    for (int64_t b = 0; b < c.B; ++b) shifts.insert(shifts.end(), {b * 5 % 13 - 6, b * 3 % 11 - 5});
+    uint8_t* to = out.data() + 65;
+    ASSERT_EQ(CRPT_AT(GetParam(), random_shift)({.images = images.data(),
+                                                 .out = to,
+                                                 .shifts = shifts.data(),
+                                                 .batch = c.B,
+                                                 .planes = 1,
+                                                 .height = c.H,
+                                                 .width = c.W,
+                                                 .pixel_bytes = c.bytes,
+                                                 .pad = kPad,
+                                                 .threads = 2})
+                  .argument,
+              nullptr);
+    for (int64_t b = 0; b < c.B; ++b) {
+      for (int64_t y = 0; y < c.H; ++y) {
+        const int64_t from_y = std::clamp<int64_t>(y + shifts[2 * b], 0, c.H - 1);
+        const uint8_t* from = images.data() + (b * c.H + from_y) * row;
+        for (int64_t x = 0; x < c.W; ++x) {
+          const int64_t from_x = std::clamp<int64_t>(x + shifts[2 * b + 1], 0, c.W - 1);
+          for (int64_t k = 0; k < c.bytes; ++k) {
+            ASSERT_EQ(*to++, from[from_x * c.bytes + k]);
+          }
+        }
+      }
+    }
+    EXPECT_EQ(std::count(out.begin(), out.begin() + 65, 42), 65);
+    EXPECT_EQ(std::count(out.end() - 65, out.end(), 42), 65);
+  }
+}
+
 TEST_P(RandomShift, BackwardIsTheAdjoint) {
   std::vector<double> grad(kB * kPlanes * kH * kW), expected(grad.size(), 0.0), got(grad.size());
   std::iota(grad.begin(), grad.end(), 1.0);

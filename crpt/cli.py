@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar, get_args
@@ -14,8 +14,10 @@ from typing import TypeVar, get_args
 import torch
 import tyro
 
+from crpt import distributed
 from crpt.config import Preset
 from crpt.interrupt import Interrupted
+from crpt.memory import keep_freed_memory
 from crpt.run_directory import RunDirectory
 from crpt.stages import Context
 
@@ -41,6 +43,7 @@ def main(
     name: str, make_arguments: Callable[[Preset, Path, str], A], command: Callable[[A], None]
 ) -> None:
     """Parse the command line over the preset's defaults, then run the command."""
+    keep_freed_memory()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     preset, seed = _scan(sys.argv[1:], "paper" if device == "cuda" else "quick")
     defaults = make_arguments(preset, Path("runs") / f"{preset}-seed{seed}", device)
@@ -51,7 +54,9 @@ def main(
             default=defaults,
             description=command.__doc__,
         )
-        with RunDirectory(arguments.run_dir).exclusive():
+        if distributed.launched_by_torchrun() and name != "pretrain":
+            raise ValueError(f"torchrun is for crpt.pretrain alone; start python -m crpt.{name}")
+        with RunDirectory(arguments.run_dir).exclusive() if distributed.leads() else nullcontext():
             command(arguments)
 
 
@@ -73,7 +78,7 @@ def context(
     arguments: Common, *, dataset: Path | None = None, encoder: Path | None = None
 ) -> Context:
     """The stages' view of the arguments."""
-    device = usable_device(arguments.device)
+    device = distributed.own_device(usable_device(arguments.device))
     if arguments.seed < 0:
         raise ValueError(f"seed should be at least 0, got {arguments.seed}")
     return Context(

@@ -120,7 +120,7 @@ def record_in_processes(
         make_env,
         parent=os.getpid(),
         bytes_kept=max(_BYTES_KEPT // workers, _LEAST_BYTES_KEPT),
-        render_threads=len(os.sched_getaffinity(0)) // workers,
+        render_threads=render_threads(workers),
         warned=rendering.warned,
     )
     crew = _Crew(schedule, orders, workers)
@@ -133,6 +133,15 @@ def record_in_processes(
         on_progress(schedule.counts())
     finally:
         crew.kill()
+
+
+def render_threads(workers: int) -> int:
+    """Threads of a software renderer in each of so many processes; 0: none beside the caller's.
+
+    More of them than cores would only wait for each other.
+    """
+    threads = len(os.sched_getaffinity(0)) // workers
+    return threads if threads > 1 else 0
 
 
 class _Crew:

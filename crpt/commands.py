@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 import tyro
 from tyro.conf import OmitArgPrefixes
 
-from crpt import cli
+from crpt import cli, distributed
 from crpt.config import (
     PRESETS,
     CollectConfig,
@@ -30,7 +31,7 @@ from crpt.stages import (
     pretrain_stage,
     probe_stage,
 )
-from crpt.summary import evaluation_text, probe_table
+from crpt.summary import evaluation_text, probe_text
 from crpt.train import train
 
 StageName = Literal["train", "collect", "pretrain", "probe", "finetune", "evaluate"]
@@ -92,17 +93,20 @@ def collect_command(arguments: CollectArguments) -> None:
 
 
 def pretrain_command(arguments: PretrainArguments) -> None:
-    """Pre-train the encoder on a dataset of random play."""
+    """Pre-train the encoder on a dataset of random play; on several processes by torchrun
+    --nproc-per-node N -m crpt.pretrain."""
     context = cli.context(arguments, dataset=arguments.dataset)
-    pretrain_stage(context, arguments.config)
-    print(f"encoder in {context.run.encoder_dir}")
+    with distributed.join(torch.device(context.device)) as team:
+        pretrain_stage(replace(context, team=team), arguments.config)
+    if team.leads:
+        print(f"encoder in {context.run.encoder_dir}")
 
 
 def probe_command(arguments: ProbeArguments) -> None:
     """Measure what the frozen encoder knows of the simulator's state, beside the same encoder at
     init."""
     context = cli.context(arguments, encoder=arguments.encoder)
-    print(probe_table(probe_stage(context, arguments.config)))
+    print(probe_text(probe_stage(context, arguments.config)))
 
 
 def finetune_command(arguments: FinetuneArguments) -> None:

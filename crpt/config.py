@@ -79,8 +79,11 @@ class CollectConfig:
 
 @dataclass(frozen=True)
 class PretrainConfig:
-    """Prototypical self-supervised pre-training of the encoder."""
+    """Self-supervised pre-training of the encoder."""
 
+    objective: Literal["crptpro", "atc", "byol", "autoencoder"] = "crptpro"
+    """What is minimised: prototypes (the paper), or one of the comparators under the same data and
+    budget: augmented temporal contrast, self-prediction one step ahead, pixel reconstruction."""
     rounds: int = 16_666
     """One round is one update per domain, in turn."""
     batch_size: int = 512

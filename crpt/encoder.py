@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -20,6 +21,7 @@ from crpt.files import replace_files
 FORMAT_VERSION = 1
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 class EncoderFileError(ValueError):
@@ -80,11 +82,12 @@ class Encoder(nn.Module):
             )
         self.convolutions = nn.Sequential(*layers)
         self.feature_dim = channels * size * size
-        self.projector = nn.Linear(self.feature_dim, config.projection_dim)
+        # No bias under a norm: it would be subtracted again, and Adam would blow up the rounding
+        # errors that are its gradient.
+        standardised = config.embedding_norm == "batch"
+        self.projector = nn.Linear(self.feature_dim, config.projection_dim, bias=not standardised)
         self.norm = (
-            nn.BatchNorm1d(config.projection_dim, affine=False)
-            if config.embedding_norm == "batch"
-            else nn.Identity()
+            nn.BatchNorm1d(config.projection_dim, affine=False) if standardised else nn.Identity()
         )
         self.prototypes: Tensor
         self.register_buffer("prototypes", torch.zeros(config.prototypes, config.projection_dim))
@@ -171,9 +174,27 @@ class Encoder(nn.Module):
         )
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, frozen: bool = True) -> Self:
-        """Load an `encoder/` directory; frozen (the default) means eval mode and no gradient."""
+    def from_pretrained(
+        cls, path: str | Path, frozen: bool = True, *, revision: str | None = None
+    ) -> Self:
+        """Load an `encoder/` directory, a run directory that has one, or a repository of the
+        Hugging Face Hub.
+
+        Args:
+            path: the directory; or, where there is none of that name, OWNER/NAME of a repository
+                (needs `pip install "crpt[hub]"`).
+            frozen: eval mode and no gradient, for good.
+            revision: of the repository: a branch, tag or commit; none: its main branch.
+
+        Raises:
+            FileNotFoundError: there is no such directory or repository, or a file of it is missing.
+            EncoderFileError: its files are damaged, or of another format version.
+        """
         directory = Path(path)
+        if not directory.exists() and _REPOSITORY.fullmatch(str(path)):
+            directory = _download(str(path), revision)
+        elif revision is not None:
+            raise ValueError(f"revision should be none for a directory, got {revision!r}")
         if (directory / "encoder" / CONFIG_FILE).is_file():
             directory = directory / "encoder"  # a run directory
         for name in (CONFIG_FILE, WEIGHTS_FILE):
@@ -213,6 +234,28 @@ def initial_encoder(config: EncoderConfig, seed: int) -> Encoder:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Encoder(dataclasses.replace(config, prototypes=0))
+
+
+def _download(repository: str, revision: str | None) -> Path:
+    """The files of a repository of the Hugging Face Hub, from its cache where they are there."""
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise FileNotFoundError(
+            f"{repository} is no directory; if it is meant to be a repository of the Hugging Face "
+            'Hub, install what fetches it: pip install "crpt[hub]"'
+        ) from None
+    try:
+        return Path(
+            snapshot_download(
+                repository, revision=revision, allow_patterns=[CONFIG_FILE, WEIGHTS_FILE]
+            )
+        )
+    except Exception as error:
+        raise FileNotFoundError(
+            f"{repository} should be a directory with an encoder, or such a repository of the "
+            f"Hugging Face Hub, which could not be fetched: {type(error).__name__}: {error}"
+        ) from error
 
 
 def has_encoder(directory: Path) -> bool:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+_BLOCK = 1024  # rows of a matrix of distances that is never whole
 
 
 @torch.no_grad()
@@ -15,10 +18,14 @@ def effective_rank(embeddings: Tensor) -> float:
     Between 1 (all on a line) and min(B - 1, D). Roy and Vetterli, 2007. 0 when all embeddings are
     equal.
     """
-    centred = embeddings.double() - embeddings.double().mean(dim=0)
-    sigma = torch.linalg.svdvals(centred)
+    x = embeddings.double()
+    centred = x - x.mean(dim=0)
+    if x.shape[1] > x.shape[0]:  # as many singular values, of a smaller matrix
+        sigma = torch.linalg.eigvalsh(centred @ centred.T).clamp_min(0).sqrt()
+    else:
+        sigma = torch.linalg.svdvals(centred)
     # What remains of equal embeddings is rounding, which has full rank and means nothing.
-    if sigma.max() <= 1e-6 * embeddings.double().norm(dim=-1).mean() * math.sqrt(len(embeddings)):
+    if sigma.max() <= 1e-6 * x.norm(dim=-1).mean() * math.sqrt(len(x)):
         return 0.0
     p = sigma / sigma.sum()
     return float(torch.exp(torch.special.entr(p).sum()))
@@ -35,3 +42,56 @@ def assignment_perplexity(codes: Tensor) -> float:
     """exp of the mean entropy of a sample's codes, [B, M]: 1 when certain, M when the codes are
     uniform."""
     return float(torch.exp(torch.special.entr(codes.double()).sum(dim=-1).mean()))
+
+
+@torch.no_grad()
+def usage_entropy(codes: Tensor) -> float:
+    """Entropy of the prototypes' shares of the batch, mean_b codes_bm, in nats: log M when all are
+    used alike, 0 when one takes all."""
+    return float(torch.special.entr(codes.double().mean(dim=0)).sum())
+
+
+@torch.no_grad()
+def prototype_spread(prototypes: Tensor) -> tuple[float, float]:
+    """Mean and largest cosine of two different prototypes, [M, D], M >= 2. Well spread ones have a
+    mean near 0; a largest near 1 tells of two that are one."""
+    unit = F.normalize(prototypes.double(), dim=-1)
+    cosine = unit @ unit.T
+    m = len(cosine)
+    off_diagonal = cosine[~torch.eye(m, dtype=torch.bool, device=cosine.device)]
+    return float(off_diagonal.mean()), float(off_diagonal.max())
+
+
+@torch.no_grad()
+def temporal_retrieval(
+    embeddings: Tensor, episode: Tensor, *, apart: int = 3, window: int = 10
+) -> tuple[float, float]:
+    """Share of frames whose nearest neighbour is a near moment of the same episode, and that share
+    by chance.
+
+    Neighbours fewer than `apart` steps away in the same episode do not count at all, for their
+    stacks share frames; those at most `window` steps away are what is looked for.
+
+    Args:
+        embeddings: [N, D], in the order of time within each episode.
+        episode: [N], each episode's rows in one run.
+
+    Returns:
+        (share, chance); NaN where no frame has such a neighbour.
+    """
+    n = len(embeddings)
+    step = torch.arange(n, device=embeddings.device)
+    found, chance, queries = 0, 0.0, 0
+    for begin in range(0, n, _BLOCK):
+        rows = slice(begin, begin + _BLOCK)
+        distance = torch.cdist(embeddings[rows], embeddings)
+        same = episode[rows, None] == episode
+        gap = (step[rows, None] - step).abs()
+        overlaps = same & (gap < apart)
+        wanted = same & (gap >= apart) & (gap <= window)
+        has_any = wanted.any(dim=1)
+        nearest = distance.masked_fill_(overlaps, torch.inf).argmin(dim=1, keepdim=True)
+        found += int((wanted.gather(1, nearest)[:, 0] & has_any).sum())
+        chance += float((wanted.sum(dim=1) / (~overlaps).sum(dim=1)).sum())
+        queries += int(has_any.sum())
+    return (found / queries, chance / queries) if queries else (math.nan, math.nan)

@@ -1,4 +1,5 @@
-"""Noticing that pre-training sits on the trivial solution of its objective, uniform codes."""
+"""Noticing that pre-training sits on the trivial solution of its objective, or that the embeddings
+have collapsed."""
 
 from __future__ import annotations
 
@@ -7,15 +8,17 @@ import warnings
 
 from crpt.config import PretrainConfig
 
-# Closer than this to log M, the loss of uniform codes, the encoder learns next to nothing.
+# Closer than this to the trivial solution, the encoder learns next to nothing.
 DISTANCE = 0.01
+# Embeddings of a lower effective rank lie on a line, or in a point.
+RANK = 1.5
 # A run that leaves the plateau has left it after about 50 updates; before, nobody can tell.
 SOONEST_UPDATES = 50
 UPDATES = 150
 
 
 class PlateauWarning(UserWarning):
-    """The comparison loss is no better than that of the trivial solution."""
+    """The loss is no better than that of the trivial solution, or the embeddings have collapsed."""
 
 
 class Plateau:
@@ -26,16 +29,27 @@ class Plateau:
         self.first_round = min(math.ceil(UPDATES / updates_per_round), config.rounds)
         self.silent = self.first_round * updates_per_round < SOONEST_UPDATES
 
-    def check(self, round_: int, distances: dict[str, float]) -> None:
-        """`distances`: log M - L_comp of each domain, in this round."""
+    def check(self, round_: int, distances: dict[str, float], ranks: dict[str, float]) -> None:
+        """Distance from the trivial solution, and effective rank of z, of each domain in this
+        round."""
+        if self.silent or round_ < self.first_round:
+            return
         stuck = [name for name, distance in distances.items() if distance < DISTANCE]
-        if self.silent or not stuck or round_ < self.first_round:
+        collapsed = [name for name, rank in ranks.items() if rank < RANK]
+        if stuck:
+            found = f"the loss of {', '.join(stuck)} is no better than that of the trivial solution"
+            if self.config.objective == "crptpro":
+                found += f", uniform codes, log M = {math.log(self.config.prototypes):.3f}"
+        elif collapsed:
+            found = (
+                f"the embeddings of {', '.join(collapsed)} have collapsed to about one dimension"
+            )
+        else:
             return
         self.silent = True
         warnings.warn(
-            f"after {round_} rounds the comparison loss of {', '.join(stuck)} is no better than "
-            f"that of uniform codes, log M = {math.log(self.config.prototypes):.3f}: the encoder "
-            f"learns next to nothing there. {self._remedy()}",
+            f"after {round_} rounds {found}: the encoder learns next to nothing there. "
+            f"{self._remedy()}",
             PlateauWarning,
             stacklevel=3,
         )

@@ -4,41 +4,87 @@ crpt.probe`)."""
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from tqdm import tqdm
 
 import crpt.ops
 from crpt.config import ProbeConfig
 from crpt.encoder import Encoder
-from crpt.measures import effective_rank, prototypes_in_use
+from crpt.measures import effective_rank, prototypes_in_use, temporal_retrieval
 from crpt.replay import ReplayBuffer
-from crpt.ridge import held_out_r2
+from crpt.ridge import held_out_accuracy, held_out_r2
 
 BATCH = 256
+# Of h, whose 39,200 dimensions would take a probe minutes, this many random projections are probed:
+# they keep its distances and inner products.
+SKETCH_DIM = 512
+
+Features = Literal["z", "h"]
+FEATURES: tuple[Features, ...] = ("z", "h")
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What features know of one domain."""
+
+    r2: float
+    """Mean over the state's dimensions of the held-out R2 of a ridge probe."""
+    effective_rank: float
+    retrieval: float
+    """Share of frames whose nearest neighbour is a near moment of the same episode."""
 
 
 @dataclass(frozen=True)
 class DomainProbe:
-    """One domain's figures."""
+    """One domain's figures for z or h, beside those of the same encoder at init."""
 
     domain: str
     seen: bool
-    r2_init: float
-    """Mean over the state's dimensions of the held-out R2 of z at init."""
-    r2: float
-    """The same of the trained encoder."""
-    effective_rank_init: float
-    effective_rank: float
+    features: Features
+    init: Figures
+    trained: Figures
+    retrieval_by_chance: float
     prototypes_in_use: int
     """Prototypes that are some frame's first choice under the trained encoder."""
 
     @property
     def gain(self) -> float:
-        return self.r2 - self.r2_init
+        return self.trained.r2 - self.init.r2
+
+
+@dataclass(frozen=True)
+class Separability:
+    """Held-out accuracy of a linear classifier that tells a frame's domain from its features."""
+
+    features: Features
+    init: float
+    trained: float
+    by_chance: float
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One encoder's features of all frames of all domains."""
+
+    z: list[Tensor]  # a [N, D] for every domain
+    h: list[Tensor]  # a [N, SKETCH_DIM] for every domain
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What the probes found, and the embeddings that a figure is drawn from."""
+
+    domains: list[DomainProbe]
+    separability: list[Separability]
+    z: dict[str, Tensor]
+    """The trained encoder's embeddings of every domain, [N, D]."""
+    prototypes: Tensor
+    """[M, D]"""
 
 
 def probe(
@@ -50,35 +96,56 @@ def probe(
     seen: tuple[str, ...],
     device: str = "cpu",
     progress: bool = True,
-) -> list[DomainProbe]:
-    """Ridge probes of the simulator's state from z, split by episode, for every domain there is."""
-    results = []
+) -> Probe:
+    """What z = normalise(norm(g(h))) and h = f(obs) know, in every domain of the dataset.
+
+    Raises ValueError for a dataset that was drawn otherwise than what the encoder was trained on.
+    """
+    _check_render(dataset, encoder)
     # Sorted: the order in which processes added them to the dataset must not matter.
-    domains = sorted(dataset.domains)
-    bar = tqdm(total=2 * len(domains), desc="probe", unit=" encodings", disable=not progress)
-    for domain in domains:
-        states, episode = _states(dataset, domain)
-        z_init = _embed(initial, dataset, domain, device)
-        bar.update()
-        z = _embed(encoder, dataset, domain, device)
-        bar.update()
-        results.append(
-            DomainProbe(
-                domain=domain,
-                seen=domain in seen,
-                r2_init=_mean_r2(z_init, states, episode, config.folds),
-                r2=_mean_r2(z, states, episode, config.folds),
-                effective_rank_init=effective_rank(z_init),
-                effective_rank=effective_rank(z),
-                prototypes_in_use=_prototypes_in_use(encoder, z, device),
+    names = sorted(dataset.domains, key=lambda name: (name not in seen, name))
+    states, episodes = zip(*(_states(dataset, name) for name in names), strict=True)
+    bar = tqdm(total=2 * len(names), desc="probe", unit=" encodings", disable=not progress)
+    with bar:
+        init = _encode_all(initial, dataset, names, device, bar)
+        trained = _encode_all(encoder, dataset, names, device, bar)
+    rows = []
+    for features in FEATURES:
+        for i, name in enumerate(names):
+            before, after = (getattr(e, features)[i] for e in (init, trained))
+            _, by_chance = temporal_retrieval(after, torch.from_numpy(episodes[i]))
+            rows.append(
+                DomainProbe(
+                    domain=name,
+                    seen=name in seen,
+                    features=features,
+                    init=_figures(before, states[i], episodes[i], config.folds),
+                    trained=_figures(after, states[i], episodes[i], config.folds),
+                    retrieval_by_chance=by_chance,
+                    prototypes_in_use=_prototypes_in_use(encoder, trained.z[i], device),
+                )
             )
+    return Probe(
+        domains=rows,
+        separability=_separability(init, trained, episodes, config.folds),
+        z=dict(zip(names, trained.z, strict=True)),
+        prototypes=encoder.prototypes.cpu(),
+    )
+
+
+def to_json(result: Probe) -> dict[str, Any]:
+    return {
+        "domains": [asdict(row) | {"gain": row.gain} for row in result.domains],
+        "separability": [asdict(row) for row in result.separability],
+    }
+
+
+def _check_render(dataset: ReplayBuffer, encoder: Encoder) -> None:
+    drawn, learned = dataset.metadata.get("render"), encoder.metadata.get("render")
+    if None not in (drawn, learned) and drawn != learned:
+        raise ValueError(
+            f"dataset should be rendered as what the encoder was trained on, {learned}, got {drawn}"
         )
-    bar.close()
-    return sorted(results, key=lambda result: not result.seen)
-
-
-def to_json(results: list[DomainProbe]) -> list[dict[str, Any]]:
-    return [asdict(r) | {"gain": r.gain} for r in results]
 
 
 def _states(dataset: ReplayBuffer, domain: str) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
@@ -93,25 +160,64 @@ def _states(dataset: ReplayBuffer, domain: str) -> tuple[NDArray[np.float64], ND
 
 
 @torch.no_grad()
-def _embed(encoder: Encoder, dataset: ReplayBuffer, domain: str, device: str) -> torch.Tensor:
-    """z of all stored steps, [N, D], on the CPU."""
+def _encode_all(
+    encoder: Encoder, dataset: ReplayBuffer, names: list[str], device: str, bar: tqdm[Any]
+) -> Encoded:
     encoder = encoder.freeze().to(device, memory_format=torch.channels_last)
-    slots = np.concatenate(dataset.episodes(domain))
-    stack = encoder.config.in_channels // 3
-    parts = []
-    for i in range(0, len(slots), BATCH):
-        obs = dataset.observations(domain, slots[i : i + BATCH], frame_stack=stack, device=device)
-        parts.append(encoder.embed(obs).cpu())
-    return torch.cat(parts)
+    generator = torch.Generator().manual_seed(0)
+    sketch = torch.randn(encoder.feature_dim, SKETCH_DIM, generator=generator) / SKETCH_DIM**0.5
+    sketch = sketch.to(device)
+    encoded = Encoded([], [])
+    for name in names:
+        slots = np.concatenate(dataset.episodes(name))
+        stack = encoder.config.in_channels // 3
+        z, h = [], []
+        for i in range(0, len(slots), BATCH):
+            batch = slots[i : i + BATCH]
+            obs = dataset.observations(name, batch, frame_stack=stack, device=device)
+            features = encoder(obs)
+            z.append(encoder.embed_features(features).cpu())
+            h.append((features @ sketch).cpu())
+        encoded.z.append(torch.cat(z))
+        encoded.h.append(torch.cat(h))
+        bar.update()
+    return encoded
 
 
-def _mean_r2(
-    z: torch.Tensor, states: NDArray[np.float64], episode: NDArray[np.int64], folds: int
-) -> float:
-    return float(np.nanmean(held_out_r2(z.double().numpy(), states, episode, folds)))
+def _figures(
+    x: Tensor, states: NDArray[np.float64], episode: NDArray[np.int64], folds: int
+) -> Figures:
+    r2 = held_out_r2(x.double().numpy(), states, episode, folds)
+    retrieval, _ = temporal_retrieval(x, torch.from_numpy(episode))
+    return Figures(float(np.nanmean(r2)), effective_rank(x), retrieval)
 
 
-def _prototypes_in_use(encoder: Encoder, z: torch.Tensor, device: str) -> int:
+def _separability(
+    init: Encoded, trained: Encoded, episodes: tuple[NDArray[np.int64], ...], folds: int
+) -> list[Separability]:
+    """Of all domains from each other; nothing where there is only one."""
+    if len(episodes) < 2:
+        return []
+    counts = [len(e) for e in episodes]
+    label = np.repeat(np.arange(len(episodes)), counts)
+    first = np.cumsum([0] + [e.max() + 1 for e in episodes[:-1]])
+    episode = np.concatenate([e + begin for e, begin in zip(episodes, first, strict=True)])
+
+    def accuracy(parts: list[Tensor]) -> float:
+        return held_out_accuracy(torch.cat(parts).double().numpy(), label, episode, folds)
+
+    return [
+        Separability(
+            features=features,
+            init=accuracy(getattr(init, features)),
+            trained=accuracy(getattr(trained, features)),
+            by_chance=max(counts) / sum(counts),
+        )
+        for features in FEATURES
+    ]
+
+
+def _prototypes_in_use(encoder: Encoder, z: Tensor, device: str) -> int:
     if len(encoder.prototypes) == 0:
         return 0
     return prototypes_in_use(crpt.ops.prototype_similarity(z.to(device), encoder.prototypes))

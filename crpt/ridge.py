@@ -29,6 +29,31 @@ def held_out_r2(x: Matrix, y: Matrix, episode: NDArray[np.int64], folds: int = 5
     Raises:
         ValueError: shapes that do not match, or too few episodes to fit, choose and hold out.
     """
+    predicted = held_out_predictions(x, y, episode, folds)
+    residual = ((y - predicted) ** 2).sum(axis=0)
+    total = ((y - y.mean(axis=0)) ** 2).sum(axis=0)
+    varies = total > 1e-12 * len(y) * (1 + (y**2).mean(axis=0))
+    r2: Matrix = np.where(varies, 1 - residual / np.where(varies, total, 1), np.nan)
+    return r2
+
+
+def held_out_accuracy(
+    x: Matrix, label: NDArray[np.int64], episode: NDArray[np.int64], folds: int = 5
+) -> float:
+    """Share of rows whose label is the largest output of a ridge regression on one-hot labels,
+    predicted without the row's episode.
+
+    Args and errors as `held_out_r2`, with label [N], small numbers from 0.
+    """
+    one_hot = np.eye(int(label.max()) + 1)[label]
+    predicted = held_out_predictions(x, one_hot, episode, folds)
+    return float((predicted.argmax(axis=1) == label).mean())
+
+
+def held_out_predictions(
+    x: Matrix, y: Matrix, episode: NDArray[np.int64], folds: int = 5
+) -> Matrix:
+    """y [N, K] as `held_out_r2` says: each row predicted without its episode."""
     numbers = np.unique(episode)
     if not len(x) == len(y) == len(episode):
         raise ValueError(
@@ -46,11 +71,7 @@ def held_out_r2(x: Matrix, y: Matrix, episode: NDArray[np.int64], folds: int = 5
         fitting = ~held_out & ~choosing if len(fitted) > 1 else ~held_out
         penalty = _choose_penalty(x, y, fitting, choosing)
         predicted[held_out] = _predict(x, y, ~held_out, held_out, [penalty])[0]
-    residual = ((y - predicted) ** 2).sum(axis=0)
-    total = ((y - y.mean(axis=0)) ** 2).sum(axis=0)
-    varies = total > 1e-12 * len(y) * (1 + (y**2).mean(axis=0))
-    r2: Matrix = np.where(varies, 1 - residual / np.where(varies, total, 1), np.nan)
-    return r2
+    return predicted
 
 
 def _choose_penalty(

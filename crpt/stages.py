@@ -13,7 +13,7 @@ from typing import Any
 import gymnasium
 import torch
 
-from crpt import envs
+from crpt import envs, figures
 from crpt.collect import collect
 from crpt.config import (
     CollectConfig,
@@ -22,10 +22,12 @@ from crpt.config import (
     PretrainConfig,
     ProbeConfig,
 )
+from crpt.distributed import ALONE, Team
 from crpt.encoder import Encoder, EncoderFileError, has_encoder, initial_encoder
 from crpt.evaluate import evaluate_policy, random_policy, summary
 from crpt.finetune import STAGE as FINETUNE
 from crpt.finetune import finetune, trained_policy
+from crpt.model_card import write_card
 from crpt.pretrain import STAGE as PRETRAIN
 from crpt.pretrain import pretrain
 from crpt.probe import probe, to_json
@@ -55,6 +57,8 @@ class Context:
     make_env: MakeEnv = envs.make
     dataset: Path | None = None
     """Where the random play is; none: in the run directory."""
+    team: Team = ALONE
+    """The processes that pre-train together."""
     encoder: Path | None = None
     """An encoder to adopt into the run directory; none: it is there, or is about to be trained."""
 
@@ -104,7 +108,9 @@ def pretrain_stage(context: Context, config: PretrainConfig) -> Encoder:
             "another --run-dir"
         )
     buffer = ReplayBuffer.open(context.dataset_dir)
-    context.claim(PRETRAIN, config, dataset=_identity(buffer))
+    if context.team.leads:
+        context.claim(PRETRAIN, config, dataset=_identity(buffer))
+    context.team.wait()
     return pretrain(
         config,
         buffer,
@@ -112,15 +118,16 @@ def pretrain_stage(context: Context, config: PretrainConfig) -> Encoder:
         seed=context.seed,
         device=context.device,
         progress=context.progress,
+        team=context.team,
     )
 
 
-def probe_stage(context: Context, config: ProbeConfig) -> list[dict[str, Any]]:
+def probe_stage(context: Context, config: ProbeConfig) -> dict[str, Any]:
     """Ridge probes on random play of their own, into `probe.json`."""
     require_known_names(context, *config.unseen)
     encoder = _load_encoder(context, "domains", "seed", "render", "action_repeat")
     context.claim("probe", config)
-    done: list[dict[str, Any]] | None = context.run.read_json("probe.json")
+    done: dict[str, Any] | None = context.run.read_json("probe.json")
     if done is not None:
         return done
     seen = tuple(encoder.metadata["domains"])
@@ -139,7 +146,7 @@ def probe_stage(context: Context, config: ProbeConfig) -> list[dict[str, Any]]:
         make_env=context.make_env,
         progress=context.progress,
     )
-    results = probe(
+    result = probe(
         config,
         dataset,
         encoder,
@@ -148,8 +155,13 @@ def probe_stage(context: Context, config: ProbeConfig) -> list[dict[str, Any]]:
         device=context.device,
         progress=context.progress,
     )
-    context.run.write_json("probe.json", to_json(results))
-    return to_json(results)
+    picture = context.run.path / "figures" / "probe.png"
+    if figures.available(picture):
+        figures.domain_map(result.z, result.prototypes, picture)
+    figures_of_it = to_json(result)
+    write_card(encoder, context.run.encoder_dir, figures_of_it)
+    context.run.write_json("probe.json", figures_of_it)
+    return figures_of_it
 
 
 def finetune_stage(context: Context, config: FinetuneConfig) -> None:

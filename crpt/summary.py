@@ -11,7 +11,7 @@ from crpt.run_directory import RunDirectory
 
 def summarise(run: RunDirectory) -> dict[str, Any]:
     """The figures of a finished run, from its files."""
-    probes: list[dict[str, Any]] = run.read_json("probe.json") or []
+    probes: dict[str, Any] | None = run.read_json("probe.json")
     return {
         "probe": probes,
         "mean_gain_seen": _mean_gain(probes, seen=True),
@@ -21,8 +21,10 @@ def summarise(run: RunDirectory) -> dict[str, Any]:
     }
 
 
-def _mean_gain(probes: list[dict[str, Any]], *, seen: bool) -> float | None:
-    gains = [p["gain"] for p in probes if p["seen"] == seen]
+def _mean_gain(probes: dict[str, Any] | None, *, seen: bool) -> float | None:
+    """Of z, whose R2 pre-training is judged by."""
+    rows = probes["domains"] if probes else []
+    gains = [row["gain"] for row in rows if row["seen"] == seen and row["features"] == "z"]
     return float(np.mean(gains)) if gains else None
 
 
@@ -34,13 +36,10 @@ def render(summary: dict[str, Any]) -> str:
     """The summary as text."""
     parts = []
     if summary["probe"]:
-        parts.append(
-            "What the embedding z knows: held-out ridge-probe R2 of the simulator's state\n"
-        )
-        parts.append(probe_table(summary["probe"]))
+        parts.append(probe_text(summary["probe"]))
     if summary["pretrain"]:
         parts.append(
-            "\nPre-training, last round (distance from the trivial solution: log M - L_comp)\n"
+            "\nPre-training, last round (distance from the trivial solution: 0, nothing learned)\n"
         )
         parts.append(_pretrain_table(summary["pretrain"]))
     if summary["evaluation"]:
@@ -48,18 +47,38 @@ def render(summary: dict[str, Any]) -> str:
     return "\n".join(parts)
 
 
-def probe_table(probes: list[dict[str, Any]]) -> str:
+def probe_text(probes: dict[str, Any]) -> str:
+    """A table each for z and h, and how well they tell domains apart."""
+    parts = []
+    for features, what in (("z", "the embedding z"), ("h", "the features h")):
+        rows = [row for row in probes["domains"] if row["features"] == features]
+        title = f"What {what} knows: held-out ridge-probe R2 of the simulator's state"
+        parts.append(f"{title}\n\n{_probe_table(rows)}")
+    for row in probes["separability"]:
+        parts.append(
+            f"Domain told from {row['features']} by a linear classifier: {row['init']:.1%} at "
+            f"init, {row['trained']:.1%} trained, {row['by_chance']:.1%} by chance"
+        )
+    return "\n\n".join(parts)
+
+
+def _probe_table(probes: list[dict[str, Any]]) -> str:
     """One line per domain, seen domains first, and the means."""
-    columns = ("domain", "", "R2 at init", "R2", "gain", "rank at init", "rank", "prototypes")
+    columns = (
+        "domain", "", "R2 at init", "R2", "gain", "rank at init", "rank", "retrieval at init",
+        "retrieval", "prototypes",
+    )  # fmt: skip
     rows = [
         (
             p["domain"],
             "seen" if p["seen"] else "unseen",
-            f"{p['r2_init']:.3f}",
-            f"{p['r2']:.3f}",
+            f"{p['init']['r2']:.3f}",
+            f"{p['trained']['r2']:.3f}",
             f"{p['gain']:+.3f}",
-            f"{p['effective_rank_init']:.1f}",
-            f"{p['effective_rank']:.1f}",
+            f"{p['init']['effective_rank']:.1f}",
+            f"{p['trained']['effective_rank']:.1f}",
+            f"{p['init']['retrieval']:.1%}",
+            f"{p['trained']['retrieval']:.1%}",
             str(p["prototypes_in_use"]),
         )
         for p in probes
@@ -67,22 +86,25 @@ def probe_table(probes: list[dict[str, Any]]) -> str:
     for seen, name in ((True, "seen"), (False, "unseen")):
         group = [p for p in probes if p["seen"] == seen]
         if group:
-            init, trained = (float(np.mean([p[key] for p in group])) for key in ("r2_init", "r2"))
+            init, trained = (
+                float(np.mean([p[when]["r2"] for p in group])) for when in ("init", "trained")
+            )
             gain = f"{trained - init:+.3f}"
-            rows.append(("mean", name, f"{init:.3f}", f"{trained:.3f}", gain, "", "", ""))
+            figures = (f"{init:.3f}", f"{trained:.3f}", gain)
+            rows.append(("mean", name, *figures, "", "", "", "", ""))
     return _table(columns, rows)
 
 
 def _pretrain_table(lines: list[dict[str, Any]]) -> str:
-    columns = ("batch of", "L_comp", "L_intr", "distance", "prototypes", "rank")
+    columns = ("batch of", "loss", "distance", "rank of z", "rank of h", "prototypes")
     rows = [
         (
             line["domain"],
-            f"{line['comparison_loss']:.3f}",
-            f"{line['intrinsic_loss']:.4f}",
+            f"{line['loss']:.3f}",
             f"{line['distance_from_trivial']:.3f}",
-            str(line["prototypes_in_use"]),
             f"{line['effective_rank']:.1f}",
+            f"{line['effective_rank_h']:.1f}",
+            str(line.get("prototypes_in_use", "")),
         )
         for line in lines
     ]

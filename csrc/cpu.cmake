@@ -10,7 +10,8 @@ if(NOT CRPT_SANITIZE MATCHES thread)
 endif()
 find_package(Threads REQUIRED)
 
-add_library(crpt_cpu STATIC ${CMAKE_CURRENT_LIST_DIR}/kernels/dispatch.cpp)
+add_library(crpt_cpu STATIC ${CMAKE_CURRENT_LIST_DIR}/kernels/dispatch.cpp
+            ${CMAKE_CURRENT_LIST_DIR}/kernels/page_pool.cpp)
 target_include_directories(crpt_cpu PUBLIC ${CMAKE_CURRENT_LIST_DIR})
 target_link_libraries(crpt_cpu PRIVATE crpt_options PUBLIC Threads::Threads)
 if(OpenMP_CXX_FOUND)

@@ -14,7 +14,9 @@ endif()
 set(CRPT_CUDA_ARCHITECTURES 80-real 90 CACHE STRING "GPU architectures, as CMAKE_CUDA_ARCHITECTURES")
 set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
 
-list(TRANSFORM CRPT_KERNELS PREPEND ${CMAKE_CURRENT_LIST_DIR}/kernels/ OUTPUT_VARIABLE cuda_sources)
+set(cuda_sources sinkhorn row_normalize prototype_loss intrinsic_loss random_shift frame_stack
+    knn_distance)
+list(TRANSFORM cuda_sources PREPEND ${CMAKE_CURRENT_LIST_DIR}/kernels/)
 list(TRANSFORM cuda_sources APPEND .cu)
 
 add_library(crpt_cuda STATIC ${cuda_sources})

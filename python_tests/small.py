@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import dot_env
@@ -54,3 +55,7 @@ STAGES = Stages(COLLECT, PRETRAIN, PROBE, FINETUNE, EvaluateConfig(episodes=3))
 
 def dataset(path: Path, config: CollectConfig = COLLECT, seed: int = 0) -> ReplayBuffer:
     return collect(config, path, seed=seed, make_env=dot_env.make, progress=False)
+
+
+def replace_domains(config: CollectConfig, domains: tuple[str, ...]) -> CollectConfig:
+    return replace(config, domains=domains)

@@ -146,7 +146,7 @@ def test_the_objective_is_what_pre_training_computes():
     embeddings, target, _ = row.make(torch.Generator().manual_seed(0))
     config = PretrainConfig(projection_dim=embeddings.shape[1], prototypes=32)
     model = CRPTPro(Through(), config)
-    model.project_prototypes()
+    model.before_update()
     online = model.predictor(embeddings)
     total = model(embeddings, target).total
     for compute in (row.ours, row.twin, row.usual.call):

@@ -171,7 +171,7 @@ if __name__ == "__main__":
 
 
 def test_a_disk_that_fills_up_keeps_what_was_written(tmp_path):
-    config = {"transitions": 3000, "workers": 2}
+    config = {"transitions": 1500, "workers": 2}
     with pytest.raises(DatasetFullError, match=r"what was committed is whole.*the same command"):
         toy_collect(tmp_path / "data", toy_env.make_on_a_full_disk, **config)
     kept = ReplayBuffer.open(tmp_path / "data")

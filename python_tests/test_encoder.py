@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import sys
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from crpt.encoder import (
     initial_encoder,
 )
 from crpt.files import DiskFullError
+from crpt.model_card import write_card
 
 SMALL = EncoderConfig(image_size=20, projection_dim=16)
 
@@ -240,3 +242,87 @@ def test_bfloat16_weights_give_close_features():
     error = (low.freeze().to(torch.bfloat16)(obs).float() - h).abs().mean() / h.abs().mean()
     assert error < 0.05
     assert math.isfinite(error)
+
+
+def test_torch_export_with_any_batch_size():
+    encoder = Encoder(EncoderConfig(image_size=20, projection_dim=16, embedding_norm="batch"))
+    encoder.freeze()
+    batch = torch.export.Dim("B", min=1)
+    program = torch.export.export(encoder, (observations(4),), dynamic_shapes=({0: batch},))
+    for size in (1, 7):
+        torch.testing.assert_close(
+            program.module()(observations(size)), encoder(observations(size))
+        )
+
+
+@pytest.mark.parametrize("method", ["forward", "embed"])
+def test_torch_compile_without_a_graph_break(method):
+    encoder = Encoder(SMALL).freeze()
+    compiled = torch.compile(getattr(encoder, method), fullgraph=True, backend="aot_eager")
+    obs = observations(3)
+    torch.testing.assert_close(compiled(obs), getattr(encoder, method)(obs))
+
+
+class Hub:
+    """Stands where huggingface_hub would be imported from."""
+
+    def __init__(self, directory=None):
+        self.directory = directory
+        self.calls = []
+
+    def snapshot_download(self, repository, **options):
+        self.calls.append((repository, options))
+        if self.directory is None:
+            raise ConnectionError("no route")
+        return str(self.directory)
+
+
+def test_a_repository_is_fetched_from_the_hub(tmp_path, monkeypatch):
+    saved = Encoder(SMALL)
+    saved.save_pretrained(tmp_path / "snapshot")
+    hub = Hub(tmp_path / "snapshot")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    loaded = Encoder.from_pretrained("someone/encoder", revision="v1")
+    assert torch.equal(loaded.projector.weight, saved.projector.weight)
+    ((repository, options),) = hub.calls
+    assert repository == "someone/encoder"
+    assert options["revision"] == "v1"
+    assert set(options["allow_patterns"]) == {"config.json", "model.safetensors"}
+
+
+def test_a_directory_comes_before_a_repository_of_its_name(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", Hub())
+    monkeypatch.chdir(tmp_path)
+    Encoder(SMALL).save_pretrained("someone/encoder")
+    assert Encoder.from_pretrained("someone/encoder").frozen
+    with pytest.raises(ValueError, match="revision should be none for a directory"):
+        Encoder.from_pretrained("someone/encoder", revision="v1")
+
+
+def test_what_cannot_be_fetched_says_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", Hub())
+    with pytest.raises(FileNotFoundError, match=r"nobody/nothing.*ConnectionError: no route"):
+        Encoder.from_pretrained("nobody/nothing")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(FileNotFoundError, match=r"pip install \"crpt\[hub\]\""):
+        Encoder.from_pretrained("nobody/nothing")
+
+
+def test_the_card_tells_what_a_user_asks(tmp_path):
+    encoder = Encoder(SMALL)
+    encoder.attach_prototypes(torch.randn(5, 16))
+    encoder.metadata = {"objective": "byol", "domains": ["a", "b"], "seed": 3, "render": None}
+    write_card(encoder, tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    for words in (
+        "library_name: crpt",
+        "uint8 [..., 9, 20, 20]",
+        "5 prototypes",
+        "| objective | byol |",
+        "| domains | a, b |",
+        "| seed | 3 |",
+        "from_pretrained",
+    ):
+        assert words in text
+    assert "rendering" not in text
+    assert "What it knows" not in text

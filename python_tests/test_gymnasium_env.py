@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import builtins
+import dataclasses
 import re
 from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
+import small
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary
 from gymnasium.utils.env_checker import check_env
 from toy_collect import contents
 
 from crpt import envs
 from crpt.collect import collect
-from crpt.config import CollectConfig
+from crpt.config import CollectConfig, ProbeConfig
 from crpt.replay import ReplayBuffer
+from crpt.run_directory import RunDirectory
+from crpt.stages import Context
+from crpt.train import train
 
 
 class Painted(gymnasium.Env):
@@ -254,3 +259,17 @@ def test_processes_record_gymnasium_beside_dm_control(tmp_path):
     assert contents(tmp_path / "one") == contents(tmp_path / "three")
     arrays = ReplayBuffer.open(tmp_path / "one").arrays("CartPole-v1")
     assert (arrays["discounts"] == 0).sum() >= 2  # the pole falls
+
+
+def test_gymnasium_environments_go_through_all_stages(tmp_path):
+    stages = dataclasses.replace(
+        small.STAGES,
+        collect=CollectConfig(
+            domains=("Pendulum-v1", "CartPole-v1"), transitions=60, image_size=20, workers=1
+        ),
+        probe=ProbeConfig(unseen=(), episodes=5, episode_length=10),
+        finetune=dataclasses.replace(small.FINETUNE, task="CartPole-v1", agent_steps=90),
+    )
+    summary = train(Context(RunDirectory(tmp_path), 0, progress=False), stages)
+    assert "Return on CartPole-v1 after 90 agent steps" in summary
+    assert "Pendulum-v1  seen" in summary

@@ -3,7 +3,15 @@ import math
 import pytest
 import torch
 
-from crpt.measures import assignment_perplexity, effective_rank, prototypes_in_use
+from crpt import measures
+from crpt.measures import (
+    assignment_perplexity,
+    effective_rank,
+    prototype_spread,
+    prototypes_in_use,
+    temporal_retrieval,
+    usage_entropy,
+)
 
 
 def test_effective_rank_of_isotropic_directions_is_their_number():
@@ -23,6 +31,13 @@ def test_effective_rank_of_a_line_is_one_and_of_a_point_zero():
     assert effective_rank(torch.randn(1, 6).expand(50, 6)) == 0.0
 
 
+def test_effective_rank_of_more_dimensions_than_rows():
+    x = torch.randn(30, 200, dtype=torch.float64)
+    sigma = torch.linalg.svdvals(x - x.mean(0))
+    p = sigma / sigma.sum()
+    assert effective_rank(x) == pytest.approx(float((-p * p.log()).nansum().exp()), rel=1e-5)
+
+
 def test_prototypes_in_use_counts_first_choices():
     codes = torch.tensor([[0.6, 0.3, 0.1], [0.5, 0.4, 0.1], [0.1, 0.2, 0.7]])
     assert prototypes_in_use(codes) == 2
@@ -32,3 +47,44 @@ def test_perplexity_of_certain_and_uniform_codes():
     assert assignment_perplexity(torch.eye(7)) == pytest.approx(1.0)
     assert assignment_perplexity(torch.full((4, 7), 1 / 7)) == pytest.approx(7.0, rel=1e-6)
     assert math.isfinite(assignment_perplexity(torch.zeros(2, 3)))
+
+
+def test_usage_entropy_is_that_of_the_prototypes_shares():
+    assert usage_entropy(torch.eye(7)) == pytest.approx(math.log(7))
+    assert usage_entropy(torch.eye(7)[:1].expand(5, 7)) == pytest.approx(0.0)
+
+
+def test_prototype_spread_of_orthogonal_and_doubled_prototypes():
+    assert prototype_spread(3 * torch.eye(5)) == pytest.approx((0.0, 0.0))
+    mean, largest = prototype_spread(torch.cat([torch.eye(5), torch.eye(5)]))
+    assert largest == pytest.approx(1.0)
+    assert mean == pytest.approx(10 / 90)
+
+
+def brute_force_retrieval(x, episode, apart, window):
+    found = chance = queries = 0
+    for i in range(len(x)):
+        keys = [j for j in range(len(x)) if not (episode[i] == episode[j] and abs(i - j) < apart)]
+        wanted = [j for j in keys if episode[i] == episode[j] and abs(i - j) <= window]
+        if wanted:
+            queries += 1
+            chance += len(wanted) / len(keys)
+            found += min(keys, key=lambda j: float((x[i] - x[j]).norm())) in wanted
+    return found / queries, chance / queries
+
+
+@pytest.mark.parametrize("block", [7, 1024])
+def test_temporal_retrieval_is_the_definition(monkeypatch, block):
+    monkeypatch.setattr(measures, "_BLOCK", block)
+    generator = torch.Generator().manual_seed(0)
+    episode = torch.arange(6).repeat_interleave(torch.tensor([9, 1, 12, 3, 20, 8]))
+    x = torch.randn(len(episode), 4, generator=generator, dtype=torch.float64)
+    x = x.cumsum(0) * 0.3  # near in time is near in space
+    for apart, window in ((3, 10), (1, 2), (4, 4)):
+        expected = brute_force_retrieval(x, episode, apart, window)
+        got = temporal_retrieval(x, episode, apart=apart, window=window)
+        assert got == pytest.approx(expected)
+
+
+def test_temporal_retrieval_without_neighbours_is_nan():
+    assert all(math.isnan(v) for v in temporal_retrieval(torch.randn(4, 2), torch.arange(4)))

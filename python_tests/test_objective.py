@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from small import PRETRAIN
 
 from crpt.encoder import Encoder, EncoderConfig
-from crpt.objectives import CRPTPro
+from crpt.objectives.crptpro import CRPTPro
 from crpt.ops import reference
 
 
@@ -33,7 +33,7 @@ def views(batch: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("norm", ["none", "batch"])
 def test_the_loss_is_the_formula(norm):
     model = make(embedding_norm=norm)
-    model.project_prototypes()
+    model.before_update()
     obs, next_obs = views()
 
     def embed(encoder, x):
@@ -53,15 +53,17 @@ def test_the_loss_is_the_formula(norm):
     intrinsic = (off.sum() - off.diagonal().sum()) / m**2
 
     losses = model(obs, next_obs)
-    torch.testing.assert_close(losses.comparison, comparison, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(losses.intrinsic, intrinsic, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(
+        losses.parts["comparison_loss"], comparison.detach(), atol=1e-5, rtol=1e-5
+    )
+    torch.testing.assert_close(losses.parts["intrinsic_loss"], intrinsic, atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(losses.total, comparison + 0.005 * intrinsic, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(losses.codes, q, atol=1e-5, rtol=1e-4)
 
 
 def test_gradients_of_the_prototypes_are_those_of_the_plain_product():
     model = make(intrinsic="none")
-    model.project_prototypes()
+    model.before_update()
     obs, next_obs = views()
     losses = model(obs, next_obs)
     losses.total.backward()
@@ -77,7 +79,7 @@ def test_gradients_of_the_prototypes_are_those_of_the_plain_product():
 
 def test_no_gradient_reaches_the_target_and_every_other_parameter_has_one():
     model = make()
-    model.project_prototypes()
+    model.before_update()
     model(*views()).total.backward()
     assert all(p.grad is None and not p.requires_grad for p in model.target.parameters())
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -91,7 +93,7 @@ def test_the_target_follows_at_its_rate():
     with torch.no_grad():
         for p in model.online.parameters():
             p.add_(1.0)
-    model.update_target()
+    model.after_update()
     for old, new, online in zip(
         before, model.target.parameters(), model.online.parameters(), strict=True
     ):
@@ -102,7 +104,7 @@ def test_prototypes_are_projected_to_unit_length():
     model = make()
     with torch.no_grad():
         model.prototypes.mul_(3.0)
-    model.project_prototypes()
+    model.before_update()
     torch.testing.assert_close(model.prototypes.norm(dim=-1), torch.ones(32))
 
 
@@ -110,7 +112,7 @@ def test_ablations_of_the_intrinsic_loss():
     model = make(intrinsic="none")
     assert model.ablated_intrinsic_loss().item() == 0.0
     model = make(intrinsic="knn")
-    model.project_prototypes()
+    model.before_update()
     c = model.prototypes
     expected = (c.detach() @ c.T).sort(dim=-1, descending=True).values[:, 2].mean()
     torch.testing.assert_close(model.ablated_intrinsic_loss(), expected)
@@ -129,8 +131,8 @@ def test_export_is_a_copy_with_the_prototypes():
 def test_uniform_codes_are_the_trivial_solution():
     # Equal frames give equal scores, uniform codes, and a loss of at least log M.
     model = make(embedding_norm="none")
-    model.project_prototypes()
+    model.before_update()
     same = torch.full((16, 9, 20, 20), 0.5)
     losses = model(same, same)
     torch.testing.assert_close(losses.codes, torch.full((16, 32), 1 / 32), atol=1e-5, rtol=1e-3)
-    assert losses.comparison.item() >= math.log(32) - 1e-4
+    assert losses.parts["comparison_loss"].item() >= math.log(32) - 1e-4

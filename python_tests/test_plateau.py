@@ -28,7 +28,7 @@ def test_a_run_on_the_plateau_says_so_once_with_the_remedy(tmp_path):
     (warning,) = [w for w in caught if issubclass(w.category, PlateauWarning)]
     message = str(warning.message)
     # 150 updates are 75 rounds of two domains; the next line of metrics is that of round 80.
-    assert message.startswith("after 80 rounds the comparison loss of dot_blue, dot_red is no ")
+    assert message.startswith("after 80 rounds the loss of dot_blue, dot_red is no better ")
     assert "log M = 6.238" in message
     for remedy in (
         "embedding_norm: batch",
@@ -47,20 +47,26 @@ def test_the_plateau_is_judged_after_150_updates_or_at_the_end(rounds, domains, 
     plateau = Plateau(replace(STUCK, rounds=rounds), domains)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        plateau.check(first - 1, {"a": 0.0})
+        plateau.check(first - 1, {"a": 0.0}, {"a": 5.0})
     with pytest.warns(PlateauWarning):
-        plateau.check(first, {"a": 0.0})
+        plateau.check(first, {"a": 0.0}, {"a": 5.0})
 
 
 def test_a_run_too_short_to_leave_the_plateau_is_not_judged():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        Plateau(replace(STUCK, rounds=16), 3).check(16, {"a": 0.0})
+        Plateau(replace(STUCK, rounds=16), 3).check(16, {"a": 0.0}, {"a": 5.0})
 
 
 def test_only_the_domains_on_the_plateau_are_named_and_standardising_is_not_advised_twice():
     plateau = Plateau(replace(STUCK, embedding_norm="batch"), 2)
     with pytest.warns(PlateauWarning, match="loss of stuck is no better.*learning_rate") as caught:
-        plateau.check(100, {"moving": 0.5, "stuck": 0.001})
+        plateau.check(100, {"moving": 0.5, "stuck": 0.001}, {})
     assert "moving" not in str(caught[0].message)
     assert "--embedding-norm" not in str(caught[0].message)
+
+
+def test_collapsed_embeddings_are_named():
+    plateau = Plateau(replace(STUCK, objective="byol"), 2)
+    with pytest.warns(PlateauWarning, match="embeddings of flat have collapsed.*embedding_norm"):
+        plateau.check(100, {"flat": 0.5, "full": 0.5}, {"flat": 1.1, "full": 20.0})

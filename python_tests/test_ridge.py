@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from crpt.ridge import held_out_r2
+from crpt.ridge import held_out_accuracy, held_out_predictions, held_out_r2
 
 
 @pytest.fixture
@@ -77,3 +77,18 @@ def test_lengths_must_match(rng):
     x = rng.normal(size=(10, 2))
     with pytest.raises(ValueError, match="of one length, got 10, 9, 10"):
         held_out_r2(x, x[:9], episodes(5, 2))
+
+
+def test_accuracy_of_labels_that_are_linear_and_of_labels_that_are_noise(rng):
+    label = np.repeat(np.arange(3), 100)
+    x = rng.normal(size=(300, 6)) + 4 * np.eye(6)[label]
+    assert held_out_accuracy(x, label, episodes(30, 10)) > 0.95
+    assert 0.2 < held_out_accuracy(rng.normal(size=(300, 6)), label, episodes(30, 10)) < 0.47
+
+
+def test_a_row_is_predicted_without_its_episode(rng):
+    # Each episode is a point of its own with a value of its own: known only to who has seen it.
+    points, values = rng.normal(size=(20, 40)), rng.normal(size=(20, 1))
+    x, y = np.repeat(points, 10, axis=0), np.repeat(values, 10, axis=0)
+    assert held_out_r2(x, y, episodes(20, 10))[0] < 0.5
+    assert held_out_predictions(x, y, episodes(20, 10)).shape == y.shape

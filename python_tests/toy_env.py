@@ -125,10 +125,10 @@ def make_dying_when_written(domain: str, **settings: Any) -> gymnasium.Env:
 
 
 def make_on_a_full_disk(domain: str, **settings: Any) -> gymnasium.Env:
-    """In this process, no file can grow beyond 200,000 bytes."""
+    """In this process, no file can grow beyond 120,000 bytes."""
 
     def allocate(descriptor, offset, length):
-        if offset + length > 200_000:
+        if offset + length > 120_000:
             raise OSError(errno.ENOSPC, "No space left on device")
         os.ftruncate(descriptor, offset + length)
 

@@ -1,9 +1,12 @@
+// A jump from one fiber to another is what a fortified longjmp would refuse.
+#undef _FORTIFY_SOURCE
+
 #include "emulation.h"
 
 #include <cuda_runtime.h>
-#include <ucontext.h>
 
-#include <array>
+#include <cassert>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <numeric>
@@ -12,9 +15,7 @@
 #include <utility>
 #include <vector>
 
-#if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/common_interface_defs.h>
-#endif
+#include "fiber.h"
 
 uint3 threadIdx, blockIdx;
 dim3 blockDim, gridDim;
@@ -22,51 +23,12 @@ dim3 blockDim, gridDim;
 namespace crpt::emulation {
 namespace {
 
-constexpr std::size_t kStack = 256 * 1024;
-constexpr unsigned kWarpSize = 32;
-
-// Tells AddressSanitizer that the stack changes; nothing without it.
-class StackSwitch {
- public:
-  static void leave([[maybe_unused]] void** own, [[maybe_unused]] const void* bottom,
-                    [[maybe_unused]] std::size_t size) {
-#if defined(__SANITIZE_ADDRESS__)
-    __sanitizer_start_switch_fiber(own, bottom, size);
-#endif
-  }
-  static void arrive([[maybe_unused]] void* own, [[maybe_unused]] const void** bottom,
-                     [[maybe_unused]] std::size_t* size) {
-#if defined(__SANITIZE_ADDRESS__)
-    __sanitizer_finish_switch_fiber(own, bottom, size);
-#endif
-  }
-};
-
-enum class State { kReady, kAtBlock, kAtWarp, kDone };
-
-struct Fiber {
-  ucontext_t context{};
-  std::unique_ptr<std::byte[]> stack{new std::byte[kStack]};
-  void* sanitizer = nullptr;
-  State state = State::kDone;
-  unsigned mask = 0;
-  Site site{};
-  unsigned exchanges = 0;
-  std::array<uint64_t, 2> handed{};  // two, since a lane may be one exchange ahead of its warp
-};
-
-bool same_place(const Site& a, const Site& b) {
-  return a.line() == b.line() && a.column() == b.column() &&
-         std::strcmp(a.file_name(), b.file_name()) == 0;
-}
-
-std::string place(const Site& site) {
-  return std::string(site.file_name()) + ":" + std::to_string(site.line());
-}
-
 class Device {
  public:
-  cudaError_t run(const cudaLaunchConfig_t& config, const std::function<void()>& thread) {
+  Device() { host_.entered = true; }
+
+  cudaError_t run(const cudaLaunchConfig_t& config, const void* kernel,
+                  const std::function<void()>& thread) {
     const std::lock_guard lock(mutex_);
     ++launches_;
     const dim3 g = config.gridDim;
@@ -76,14 +38,27 @@ class Device {
       return fail_with(cudaErrorInvalidConfiguration,
                        "grid or block has a size that is not emulated");
     }
+    cluster_ = 1;
+    bool cooperative = false;
+    for (unsigned i = 0; i < config.numAttrs; ++i) {
+      const cudaLaunchAttribute& attribute = config.attrs[i];
+      if (attribute.id == cudaLaunchAttributeClusterDimension)
+        cluster_ = attribute.val.clusterDim.x;
+      if (attribute.id == cudaLaunchAttributeCooperative) cooperative = attribute.val.cooperative;
+    }
+    const cudaError_t refused = check_shape(config, kernel, cooperative);
+    if (refused != cudaSuccess) return refused;
     gridDim = g;
-    if (block_limit_ != 0) gridDim.x = std::min(gridDim.x, block_limit_);
+    if (block_limit_ != 0) {
+      gridDim.x = std::min(gridDim.x, std::max(cluster_, block_limit_ / cluster_ * cluster_));
+    }
     blockDim = b;
     thread_ = &thread;
-    while (fibers_.size() < b.x) fibers_.push_back(std::make_unique<Fiber>());
-    for (unsigned block : permutation(gridDim.x)) {
-      blockIdx = {block, 0, 0};
-      if (const cudaError_t error = run_block(b.x); error != cudaSuccess) return error;
+    const unsigned together = cooperative ? gridDim.x : cluster_;
+    while (fibers_.size() < together * b.x) fibers_.push_back(std::make_unique<Fiber>());
+    for (unsigned group : permutation(gridDim.x / together)) {
+      const cudaError_t error = run_group(group * together, together, config.dynamicSmemBytes);
+      if (error != cudaSuccess) return error;
     }
     return cudaSuccess;
   }
@@ -126,12 +101,41 @@ class Device {
     leave_fiber(nullptr, fiber);
   }
 
+  std::byte* shared_memory() { return shared_[current_ / blockDim.x].get(); }
+
+  unsigned cluster_size() const { return cluster_; }
+
+  void* of_block(void* address, unsigned rank) {
+    const std::size_t own = current_ / blockDim.x;
+    const std::size_t other = own / cluster_ * cluster_ + rank;
+    const std::ptrdiff_t offset = static_cast<std::byte*>(address) - shared_[own].get();
+    if (rank >= cluster_ || offset < 0 || static_cast<std::size_t>(offset) >= shared_[own].size()) {
+      crpt::emulation::fail("only dynamic shared memory of the cluster can be mapped");
+    }
+    if (fibers_[other * blockDim.x]->state == State::kDone) {
+      crpt::emulation::fail("shared memory of a block that has returned");
+    }
+    return shared_[other].get() + offset;
+  }
+
   // --- for tests ---
 
   void set_order(Order order) {
     const std::lock_guard lock(mutex_);
     order_ = order;
     random_.seed(0);
+  }
+  void set_properties(const Properties& properties) {
+    const std::lock_guard lock(mutex_);
+    properties_ = properties;
+  }
+  Properties properties() {
+    const std::lock_guard lock(mutex_);
+    return properties_;
+  }
+  void allow_shared(const void* kernel, std::size_t bytes) {
+    const std::lock_guard lock(mutex_);
+    shared_allowed_[kernel] = bytes;
   }
   void set_block_limit(unsigned blocks) {
     const std::lock_guard lock(mutex_);
@@ -147,34 +151,75 @@ class Device {
   }
 
  private:
-  // One warp runs as far as it can before another does: threads that only barriers keep together
-  // are as far apart as the barriers allow.
-  cudaError_t run_block(unsigned threads) {
+  cudaError_t check_shape(const cudaLaunchConfig_t& config, const void* kernel, bool cooperative) {
+    const auto allowed = shared_allowed_.find(kernel);
+    if (config.dynamicSmemBytes >
+        (allowed == shared_allowed_.end() ? 48u << 10 : allowed->second)) {
+      return fail_with(cudaErrorInvalidValue, "more shared memory than the kernel was allowed");
+    }
+    if (cluster_ == 0 || config.gridDim.x % cluster_ != 0 || cluster_ > properties_.cluster ||
+        (cooperative && cluster_ > 1)) {
+      return fail_with(cudaErrorInvalidConfiguration, "a cluster that the device does not have");
+    }
+    if (cooperative && config.gridDim.x > properties_.processors * properties_.resident) {
+      return fail_with(cudaErrorCooperativeLaunchTooLarge, "more blocks than run at once");
+    }
+    return cudaSuccess;
+  }
+
+  // The blocks of a cluster, or of a cooperative grid, meet at barriers of their own; every other
+  // block is a group by itself.
+  cudaError_t run_group(unsigned first, unsigned blocks, std::size_t shared) {
+    shared_.clear();
+    for (unsigned block = 0; block < blocks; ++block) shared_.emplace_back(shared);
+    const unsigned threads = blocks * blockDim.x;
     for (unsigned t = 0; t < threads; ++t) start(t);
+    while (true) {
+      for (unsigned block : permutation(blocks)) {
+        blockIdx = {first + block, 0, 0};
+        const cudaError_t error = run_block(block * blockDim.x, blockDim.x);
+        if (error != cudaSuccess) return error;
+      }
+      if (count(0, threads, State::kDone) == threads) return cudaSuccess;
+      if (!release(State::kAtGroup, 0, threads)) {
+        return fail_with(cudaErrorLaunchFailure, stuck(0, threads));
+      }
+    }
+  }
+
+  // One warp runs as far as it can before another does: threads that only barriers keep together
+  // are as far apart as the barriers allow. Ends when all threads have returned or wait for other
+  // blocks.
+  cudaError_t run_block(unsigned base, unsigned threads) {
     while (true) {
       for (unsigned warp : permutation(threads / kWarpSize)) {
         do {
           for (unsigned lane : permutation(kWarpSize)) {
-            const unsigned t = warp * kWarpSize + lane;
+            const unsigned t = base + warp * kWarpSize + lane;
             if (fibers_[t]->state == State::kReady) resume(t);
             if (!failure_now_.empty()) {
               return fail_with(cudaErrorAssert, std::exchange(failure_now_, ""));
             }
           }
-        } while (release_warp(warp * kWarpSize));
+        } while (release_warp(base + warp * kWarpSize));
       }
-      if (count(threads, State::kDone) == threads) return cudaSuccess;
-      if (!release_block(threads)) return fail_with(cudaErrorLaunchFailure, stuck(threads));
+      if (count(base, threads, State::kDone) == threads) return cudaSuccess;
+      if (count(base, threads, State::kAtGroup) == threads) return cudaSuccess;
+      if (!release(State::kAtBlock, base, threads)) {
+        return fail_with(cudaErrorLaunchFailure, stuck(base, threads));
+      }
     }
   }
 
   void start(unsigned t) {
     Fiber& fiber = *fibers_[t];
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack.get();
-    fiber.context.uc_stack.ss_size = kStack;
-    fiber.context.uc_link = nullptr;
-    makecontext(&fiber.context, &Device::entry, 0);
+    ucontext_t& context = fiber.continuation.context;
+    getcontext(&context);
+    context.uc_stack.ss_sp = fiber.stack.get();
+    context.uc_stack.ss_size = kStack;
+    context.uc_link = nullptr;
+    makecontext(&context, &Device::entry, 0);
+    fiber.continuation.entered = false;
     fiber.sanitizer = nullptr;
     fiber.exchanges = 0;
     fiber.state = State::kReady;
@@ -183,16 +228,16 @@ class Device {
   void resume(unsigned t) {
     Fiber& fiber = *fibers_[t];
     current_ = t;
-    threadIdx = {t, 0, 0};
+    threadIdx = {t % blockDim.x, 0, 0};
     void* own = nullptr;
     StackSwitch::leave(&own, fiber.stack.get(), kStack);
-    swapcontext(&host_, &fiber.context);
+    switch_to(host_, fiber.continuation);
     StackSwitch::arrive(own, nullptr, nullptr);
   }
 
   void leave_fiber(void** own, Fiber& fiber) {
     StackSwitch::leave(own, host_bottom_, host_size_);
-    swapcontext(&fiber.context, &host_);
+    switch_to(fiber.continuation, host_);
   }
 
   unsigned hand_over(unsigned mask, uint64_t bits, Site site) {
@@ -203,9 +248,9 @@ class Device {
     return turn;
   }
 
-  unsigned count(unsigned threads, State state) const {
+  unsigned count(unsigned base, unsigned threads, State state) const {
     unsigned found = 0;
-    for (unsigned t = 0; t < threads; ++t) found += fibers_[t]->state == state;
+    for (unsigned t = base; t < base + threads; ++t) found += fibers_[t]->state == state;
     return found;
   }
 
@@ -233,25 +278,25 @@ class Device {
     return released;
   }
 
-  // A block goes on when every thread, none of them returned, waits at one and the same barrier.
-  bool release_block(unsigned threads) {
-    for (unsigned t = 0; t < threads; ++t) {
+  // Threads go on when every one, none of them returned, waits at one and the same barrier.
+  bool release(State barrier, unsigned base, unsigned threads) {
+    for (unsigned t = base; t < base + threads; ++t) {
       const Fiber& fiber = *fibers_[t];
-      if (fiber.state != State::kAtBlock || !same_place(fiber.site, fibers_[0]->site)) return false;
+      if (fiber.state != barrier || !same_place(fiber.site, fibers_[base]->site)) return false;
     }
-    for (unsigned t = 0; t < threads; ++t) fibers_[t]->state = State::kReady;
+    for (unsigned t = base; t < base + threads; ++t) fibers_[t]->state = State::kReady;
     return true;
   }
 
-  std::string stuck(unsigned threads) const {
+  std::string stuck(unsigned base, unsigned threads) const {
     std::string text = "diverged at a barrier: ";
-    for (unsigned t = 0; t < threads; ++t) {
+    for (unsigned t = base; t < base + threads; ++t) {
       if (fibers_[t]->state == State::kDone) continue;
       text += "thread " + std::to_string(t) + " waits at " + place(fibers_[t]->site) + ", ";
       break;
     }
-    return text + std::to_string(count(threads, State::kDone)) + " of " + std::to_string(threads) +
-           " threads returned";
+    return text + std::to_string(count(base, threads, State::kDone)) + " of " +
+           std::to_string(threads) + " threads returned";
   }
 
   std::vector<unsigned> permutation(unsigned size) {
@@ -271,12 +316,16 @@ class Device {
 
   std::mutex mutex_;
   std::vector<std::unique_ptr<Fiber>> fibers_;
-  ucontext_t host_{};
+  Continuation host_;
   const void* host_bottom_ = nullptr;
   std::size_t host_size_ = 0;
   const std::function<void()>* thread_ = nullptr;
   unsigned current_ = 0;
   unsigned block_limit_ = 0;
+  unsigned cluster_ = 1;
+  Properties properties_;
+  std::vector<SharedMemory> shared_;  // of the blocks of the running group
+  std::map<const void*, std::size_t> shared_allowed_;
   std::string failure_now_, last_failure_;
   long launches_ = 0;
   Order order_ = Order::kAscending;
@@ -292,9 +341,15 @@ void Device::entry() { device().enter(); }
 
 }  // namespace
 
-cudaError_t run(const cudaLaunchConfig_t& config, const std::function<void()>& thread) {
-  return device().run(config, thread);
+cudaError_t run(const cudaLaunchConfig_t& config, const void* kernel,
+                const std::function<void()>& thread) {
+  return device().run(config, kernel, thread);
 }
+void allow_shared(const void* kernel, std::size_t bytes) { device().allow_shared(kernel, bytes); }
+void sync_group(Site site) { device().wait(State::kAtGroup, 0, site); }
+std::byte* shared_memory() { return device().shared_memory(); }
+unsigned cluster_size() { return device().cluster_size(); }
+void* of_block(void* address, unsigned rank) { return device().of_block(address, rank); }
 void sync_block(Site site) { device().wait(State::kAtBlock, 0, site); }
 void sync_warp(unsigned mask, Site site) { device().wait(State::kAtWarp, mask, site); }
 uint64_t exchange(unsigned mask, uint64_t bits, unsigned source, Site site) {
@@ -304,6 +359,8 @@ unsigned ballot(unsigned mask, bool vote, Site site) { return device().ballot(ma
 [[noreturn]] void fail(const char* reason) { throw std::runtime_error(reason); }
 
 void set_order(Order order) { device().set_order(order); }
+void set_properties(const Properties& properties) { device().set_properties(properties); }
+Properties properties() { return device().properties(); }
 void set_block_limit(unsigned blocks) { device().set_block_limit(blocks); }
 std::string last_failure() { return device().last_failure(); }
 long launch_count() { return device().launches(); }

@@ -9,11 +9,12 @@ from typing import Any
 import tyro
 
 from crpt import cli
-from crpt.bench import ops
+from crpt.bench import collect, ops
 
 # Name: (its flags, what it runs; the exit code comes back).
 BENCHES: dict[str, tuple[type[Any], Callable[[Any], int]]] = {
     "ops": (ops.OpsArguments, ops.ops_command),
+    "collect": (collect.CollectArguments, collect.collect_command),
 }
 
 

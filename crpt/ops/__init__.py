@@ -7,8 +7,9 @@ Numbers.    float32, float16, bfloat16 (accumulated in float32) and float64; the
             float64 is at most twice that of the twin in the same precision. Deterministic from run
             to run, and, where no matrix product of torch's takes part, the same bits whatever the
             number of threads.
-Memory.     Inputs may have any strides and are never written to. Any sizes, also beyond 2**31
-            elements. Results are fresh tensors.
+Memory.     Inputs may have any strides and are never written to, but for the `out` of frame_stack.
+            Any sizes, also beyond 2**31 elements. Results are fresh tensors; large images on a CPU
+            lie in memory that is kept for the next ones (crpt.ops.cpu_memory).
 Threads.    The CPU kernels use torch.get_num_threads() threads, fewer for little work, and release
             the GIL: calls from several Python threads are safe and run in parallel.
 CUDA.       The current stream and the device of the inputs; nothing waits for the device, so every
@@ -30,7 +31,7 @@ Errors.     TypeError for type and dtype, ValueError for shape, device and value
 """
 
 # Importing cpu, cuda and vmap registers what they hold.
-from crpt.ops import cpu, cuda, reference, vmap  # noqa: F401
+from crpt.ops import cpu, cpu_memory, cuda, reference, vmap  # noqa: F401
 from crpt.ops._frame_stack import frame_stack
 from crpt.ops._intrinsic_loss import intrinsic_loss
 from crpt.ops._knn_distance import knn_distance
@@ -41,6 +42,7 @@ from crpt.ops._random_shift import random_shift
 from crpt.ops._sinkhorn import sinkhorn
 
 __all__ = [
+    "cpu_memory",
     "frame_stack",
     "intrinsic_loss",
     "knn_distance",

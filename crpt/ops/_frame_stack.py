@@ -13,6 +13,7 @@ def frame_stack(
     shifts: Tensor | None = None,
     pad: int = 4,
     dtype: torch.dtype = torch.uint8,
+    out: Tensor | None = None,
 ) -> Tensor:
     r"""Gather, stack, shift and cast frames in one pass.
 
@@ -31,9 +32,13 @@ def frame_stack(
         pad: in [0, 2**31), in pixels; the bound of the shifts.
         dtype: uint8: pixels as they are. float32, float16, bfloat16, float64: pixel / 255, rounded
             once (to float32 first for the two half types).
+        out: what the result is written to, [B, K*C, H, W], contiguous, of that dtype, on the device
+            of the frames, pinned or not; in memory of its own. None: fresh memory. Where an error
+            is raised, nothing is written to it.
 
     Returns:
-        [B, K*C, H, W], contiguous. No gradient.
+        [B, K*C, H, W], contiguous; `out` where that is given. No gradient. On a CPU large results
+        lie in memory that is kept for the next one: see `crpt.ops.cpu_memory`.
 
     Raises:
         TypeError: type or dtype.
@@ -48,7 +53,14 @@ def frame_stack(
         arguments.tensor("shifts", shifts)
     if not isinstance(dtype, torch.dtype):
         raise TypeError(f"dtype should be a torch.dtype, got {type(dtype).__name__}")
-    return torch.ops.crpt.frame_stack(frames, index, shifts, arguments.integer("pad", pad), dtype)
+    pad = arguments.integer("pad", pad)
+    if out is None:
+        return torch.ops.crpt.frame_stack(frames, index, shifts, pad, dtype)
+    arguments.tensor("out", out)
+    if out.dtype != dtype:
+        raise TypeError(f"out should be {dtype} like the argument dtype, got {out.dtype}")
+    torch.ops.crpt.frame_stack_out(frames, index, shifts, pad, out)
+    return out
 
 
 @fake("frame_stack")
@@ -59,4 +71,10 @@ def _(frames: Tensor, index: Tensor, shifts: Tensor | None, pad: int, dtype: tor
     return frames.new_empty((batch, stack * channels, height, width), dtype=dtype)
 
 
+@fake("frame_stack_out")
+def _(frames: Tensor, index: Tensor, shifts: Tensor | None, pad: int, out: Tensor) -> None:
+    checks.frame_stack_out(frames, index, shifts, pad, out)
+
+
 not_differentiable("frame_stack")
+not_differentiable("frame_stack_out")

@@ -33,7 +33,8 @@ def random_shift(
 
     Returns:
         The shape and dtype of the images. Floating images are differentiable (the operator is
-        linear, so to any order).
+        linear, so to any order). On a CPU large results lie in memory that is kept for the next
+        one: see `crpt.ops.cpu_memory`.
 
     Raises:
         TypeError: type or dtype.

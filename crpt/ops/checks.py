@@ -196,6 +196,39 @@ def frame_stack(
         raise TypeError(f"dtype should be {_names(STACKS)}, got {dtype}")
 
 
+def frame_stack_out(
+    frames: Tensor, index: Tensor, shifts: Tensor | None, pad: int, out: Tensor
+) -> None:
+    if out.dtype not in STACKS:
+        raise TypeError(f"out should be {_names(STACKS)}, got {out.dtype}")
+    frame_stack(frames, index, shifts, pad, out.dtype)
+    (batch, stack), (_, channels, height, width) = index.shape, frames.shape
+    _is("out", out, (batch, stack * channels, height, width), out.dtype, frames.device)
+    if not out.is_contiguous():
+        raise ValueError(f"out should be contiguous, got strides {list(out.stride())}")
+    if out.requires_grad:
+        raise ValueError("out should not require a gradient: frame_stack has none")
+
+
+def no_overlap(name: str, out: Tensor, inputs: dict[str, Tensor | None]) -> None:
+    """Of real tensors: no byte of `out`, which is contiguous, lies within another's extent."""
+    begin, end = _extent(out)
+    for other, value in inputs.items():
+        if value is not None:
+            first, last = _extent(value)
+            if begin < last and first < end:
+                raise ValueError(f"{name} should not overlap {other} in memory")
+
+
+def _extent(value: Tensor) -> tuple[int, int]:
+    begin = value.data_ptr()
+    if value.numel() == 0:
+        return begin, begin
+    pairs = zip(value.shape, value.stride(), strict=True)
+    count = 1 + sum((size - 1) * stride for size, stride in pairs)
+    return begin, begin + count * value.element_size()
+
+
 def knn_distance(queries: Tensor, keys: Tensor, k: int) -> None:
     _points(queries, keys)
     if not _hold(k >= 1, k <= keys.shape[0]):

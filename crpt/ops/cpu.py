@@ -12,19 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crpt.ops import checks
+from crpt.ops import checks, cpu_memory
 from crpt.ops.checks import compute_dtype
+from crpt.ops.compiled import _cpu
 from crpt.ops.gemm import matmul, scaled
 from crpt.ops.layout import pixel_planes
 from crpt.ops.schemas import LIBRARY
-
-try:
-    import crpt._cpu as _cpu
-except ImportError as error:
-    raise ImportError(
-        f"crpt's compiled operators could not be imported ({error}); build them with "
-        "`pip install .` in a checkout of crpt"
-    ) from error
 
 # The kernels' DType, by index.
 _DTYPE = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
@@ -215,7 +208,7 @@ def random_shift_cpu(images: Tensor, shifts: Tensor, pad: int) -> Tensor:
     checks.random_shift(images, shifts, pad)
     images, planes, channels = pixel_planes(images)
     shifts = shifts.contiguous()
-    out = torch.empty_like(images)
+    out = cpu_memory.empty_like(images)
     batch, _, height, width = images.shape
     _cpu.random_shift(
         images.data_ptr(), out.data_ptr(), shifts.data_ptr(), batch, planes, height, width,
@@ -228,7 +221,7 @@ def random_shift_cpu(images: Tensor, shifts: Tensor, pad: int) -> Tensor:
 def random_shift_backward_cpu(grad: Tensor, shifts: Tensor, pad: int) -> Tensor:
     checks.random_shift_backward(grad, shifts, pad)
     grad, shifts = grad.contiguous(), shifts.contiguous()
-    grad_images = grad.new_empty(grad.shape)
+    grad_images = cpu_memory.new_empty(grad, grad.shape)
     _cpu.random_shift_backward(
         grad.data_ptr(), grad_images.data_ptr(), shifts.data_ptr(), _DTYPE[grad.dtype],
         *grad.shape, pad, torch.get_num_threads(),
@@ -241,18 +234,34 @@ def frame_stack_cpu(
     frames: Tensor, index: Tensor, shifts: Tensor | None, pad: int, dtype: torch.dtype
 ) -> Tensor:
     checks.frame_stack(frames, index, shifts, pad, dtype)
-    index = index.contiguous()
-    shifts = None if shifts is None else shifts.contiguous()
     batch, stack = index.shape
     _, channels, height, width = frames.shape
-    out = torch.empty((batch, stack * channels, height, width), dtype=dtype)
+    out = cpu_memory.new_empty(frames, (batch, stack * channels, height, width), dtype)
+    _frame_stack(frames, index, shifts, pad, out)
+    return out
+
+
+@_impl("frame_stack_out")
+def frame_stack_out_cpu(
+    frames: Tensor, index: Tensor, shifts: Tensor | None, pad: int, out: Tensor
+) -> None:
+    checks.frame_stack_out(frames, index, shifts, pad, out)
+    checks.no_overlap("out", out, {"frames": frames, "index": index, "shifts": shifts})
+    _frame_stack(frames, index, shifts, pad, out)
+    torch.autograd.graph.increment_version(out)
+
+
+def _frame_stack(
+    frames: Tensor, index: Tensor, shifts: Tensor | None, pad: int, out: Tensor
+) -> None:
+    index = index.contiguous()
+    shifts = None if shifts is None else shifts.contiguous()
     # The strides of the frames go to the kernel: a copy of a store of many GB would be no help.
     _cpu.frame_stack(
-        frames.data_ptr(), frames.shape, frames.stride(), index.data_ptr(), batch, stack,
+        frames.data_ptr(), frames.shape, frames.stride(), index.data_ptr(), *index.shape,
         0 if shifts is None else shifts.data_ptr(), pad, out.data_ptr(), out.element_size(),
-        _DTYPE.get(dtype, 0), torch.get_num_threads(),
+        _DTYPE.get(out.dtype, 0), torch.get_num_threads(),
     )  # fmt: skip
-    return out
 
 
 def _rounds_inputs() -> bool:
@@ -265,8 +274,8 @@ def _rounds_inputs() -> bool:
 
 
 def _dot_tolerance(dtype: torch.dtype, dim: int) -> float:
-    """Bound of a dot product's error, in units of the two lengths' product."""
-    tolerance = (dim + 8) * torch.finfo(dtype).eps  # the order of the sum is the GEMM's own
+    """What knn_distance needs to know of the errors of dot products and its own: knn_distance.h."""
+    tolerance = 2 * (dim + 8) * torch.finfo(dtype).eps  # whatever the order of the GEMM's sums
     if dtype == torch.float32 and _rounds_inputs():
         tolerance += torch.finfo(torch.bfloat16).eps  # its inputs may be rounded, its sums are not
     return tolerance
@@ -275,20 +284,28 @@ def _dot_tolerance(dtype: torch.dtype, dim: int) -> float:
 @_impl("knn_distance")
 def knn_distance_cpu(queries: Tensor, keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
     checks.knn_distance(queries, keys, k)
-    compute = compute_dtype(queries.dtype)
-    queries, keys = queries.to(compute).contiguous(), keys.to(compute).contiguous()
+    compute, threads = compute_dtype(queries.dtype), torch.get_num_threads()
+    queries, keys = queries.contiguous(), keys.contiguous()
     (batch, dim), count = queries.shape, keys.shape[0]
-    distance = queries.new_empty(batch)
-    index = torch.empty(batch, dtype=torch.int64)
-    tolerance = _dot_tolerance(compute, dim)
+    kind, tolerance = _DTYPE[queries.dtype], _dot_tolerance(compute, dim)
+    distance = queries.new_empty(batch, dtype=compute)
+    index = queries.new_empty(batch, dtype=torch.int64)
+    near_queries = queries.new_empty(queries.shape, dtype=compute)  # to the mean of the keys, which
+    near_keys = keys.new_empty(keys.shape, dtype=compute)  # becomes the origin
+    norms = queries.new_empty(batch + count, dtype=compute)
+    query_norms, half_key_norms = norms[:batch], norms[batch:]
+    _cpu.knn_center(
+        queries.data_ptr(), keys.data_ptr(), near_queries.data_ptr(), near_keys.data_ptr(),
+        query_norms.data_ptr(), half_key_norms.data_ptr(), kind, batch, count, dim, threads,
+    )  # fmt: skip
     block = max(1, _DOTS_PER_BLOCK // count)
     for begin in range(0, batch, block):
-        rows = queries[begin : begin + block]
-        dots = matmul(rows, keys.mT).contiguous()  # [block, Q]
+        rows = slice(begin, begin + block)
+        dots = matmul(near_queries[rows], near_keys.mT).contiguous()  # [block, Q]
         _cpu.knn_distance(
-            rows.data_ptr(), keys.data_ptr(), dots.data_ptr(), distance[begin:].data_ptr(),
-            index[begin:].data_ptr(), _DTYPE[compute], rows.shape[0], count, dim, k, tolerance,
-            torch.get_num_threads(),
+            queries[rows].data_ptr(), keys.data_ptr(), dots.data_ptr(),
+            query_norms[rows].data_ptr(), half_key_norms.data_ptr(), distance[rows].data_ptr(),
+            index[rows].data_ptr(), kind, dots.shape[0], count, dim, k, tolerance, threads,
         )  # fmt: skip
     return distance, index
 

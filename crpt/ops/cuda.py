@@ -8,6 +8,7 @@ there; without them importing this file registers nothing.
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable
 from typing import Any
@@ -68,17 +69,30 @@ def sinkhorn_cuda(scores: Tensor, temperature: float, iterations: int) -> Tensor
     checks.sinkhorn(scores, temperature, iterations)
     scores = scores.contiguous()  # [..., B, M]
     codes = scores.new_empty(scores.shape)
-    compute = compute_dtype(scores.dtype)
-    work = codes if scores.dtype == compute else torch.empty_like(scores, dtype=compute)
     b, m = scores.shape[-2:]
     items = scores.numel() // (b * m)
-    scratch = scores.new_empty(_cuda.sinkhorn_scratch(items, b, m), dtype=compute)
     device, stream = _stream(scores.device)
+    cluster, scratch_bytes = _sinkhorn_plan(_cuda, device, _DTYPE[scores.dtype], items, b, m)
+    # Nothing is allocated where the items stay on the chip.
+    scratch = scores.new_empty(scratch_bytes, dtype=torch.uint8) if scratch_bytes else None
     _cuda.sinkhorn(
-        device, _DTYPE[scores.dtype], scores.data_ptr(), codes.data_ptr(), work.data_ptr(),
-        scratch.data_ptr(), items, b, m, temperature, iterations, stream,
+        device, _DTYPE[scores.dtype], scores.data_ptr(), codes.data_ptr(),
+        0 if scratch is None else scratch.data_ptr(), items, b, m, temperature, iterations,
+        cluster, stream,
     )  # fmt: skip
     return codes
+
+
+@functools.lru_cache(maxsize=1024)
+def _sinkhorn_plan(
+    kernels: Any, device: int, dtype: int, items: int, batch: int, prototypes: int
+) -> tuple[int, int]:
+    """Blocks per item with which it stays on the chip, or 0; bytes of scratch.
+
+    It takes some microseconds to ask the device, and the answer stays the same.
+    """
+    cluster, scratch_bytes = kernels.sinkhorn_plan(device, dtype, items, batch, prototypes)
+    return cluster, scratch_bytes
 
 
 def _row_normalize(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -274,19 +288,35 @@ def frame_stack_cuda(
     frames: Tensor, index: Tensor, shifts: Tensor | None, pad: int, dtype: torch.dtype
 ) -> Tensor:
     checks.frame_stack(frames, index, shifts, pad, dtype)
-    index = index.contiguous()
-    shifts = None if shifts is None else shifts.contiguous()
     batch, stack = index.shape
     _, channels, height, width = frames.shape
     out = frames.new_empty((batch, stack * channels, height, width), dtype=dtype)
+    _frame_stack(frames, index, shifts, pad, out)
+    return out
+
+
+@_impl("frame_stack_out")
+def frame_stack_out_cuda(
+    frames: Tensor, index: Tensor, shifts: Tensor | None, pad: int, out: Tensor
+) -> None:
+    checks.frame_stack_out(frames, index, shifts, pad, out)
+    checks.no_overlap("out", out, {"frames": frames, "index": index, "shifts": shifts})
+    _frame_stack(frames, index, shifts, pad, out)
+    torch.autograd.graph.increment_version(out)
+
+
+def _frame_stack(
+    frames: Tensor, index: Tensor, shifts: Tensor | None, pad: int, out: Tensor
+) -> None:
+    index = index.contiguous()
+    shifts = None if shifts is None else shifts.contiguous()
     device, stream = _stream(frames.device)
     # The strides of the frames go to the kernel: a copy of a store of many GB would be no help.
     _cuda.frame_stack(
-        device, _DTYPE[dtype], frames.data_ptr(), index.data_ptr(),
+        device, _DTYPE[out.dtype], frames.data_ptr(), index.data_ptr(),
         0 if shifts is None else shifts.data_ptr(), out.data_ptr(), *frames.shape,
-        *frames.stride(), batch, stack, pad, stream,
+        *frames.stride(), *index.shape, pad, stream,
     )  # fmt: skip
-    return out
 
 
 @_impl("knn_distance")

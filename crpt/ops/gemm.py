@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from crpt import _cpu
+from crpt.ops.compiled import _cpu
 
 # Multiplications from which the faster product outweighs oneDNN's 10 us a call.
 _WORTH_A_CALL = 1 << 21

@@ -141,6 +141,7 @@ def frame_stack(
     shifts: Tensor | None = None,
     pad: int = 4,
     dtype: torch.dtype = torch.uint8,
+    out: Tensor | None = None,
 ) -> Tensor:
     """out[b] = cast(shift(concatenate_k frames[index[b, k]])).
 
@@ -149,9 +150,9 @@ def frame_stack(
     stacked = frames[index].flatten(1, 2)  # [B, K*C, H, W]
     if shifts is not None:
         stacked = random_shift(stacked, pad, shifts)
-    if dtype == torch.uint8:
-        return stacked
-    return (stacked.to(_compute_dtype(dtype)) / 255).to(dtype)
+    if dtype != torch.uint8:
+        stacked = (stacked.to(_compute_dtype(dtype)) / 255).to(dtype)
+    return stacked if out is None else out.copy_(stacked)
 
 
 def knn_distance(queries: Tensor, keys: Tensor, k: int) -> Tensor:

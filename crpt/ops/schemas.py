@@ -1,7 +1,8 @@
 """Every operator that torch's dispatcher knows as `torch.ops.crpt.*`, on one screen.
 
-None mutates or aliases its inputs. Beside its result an operator returns what its gradient needs
-again, so that nothing is computed twice. "compute" is float64 for float64 inputs, else float32.
+None aliases its inputs, and only `frame_stack_out` writes to one. Beside its result an operator
+returns what its gradient needs again, so that nothing is computed twice. "compute" is float64 for
+float64 inputs, else float32.
 
 sinkhorn              -> codes [..., B, M]
 prototype_similarity  -> similarity [..., B, M]; in compute: unit rows [..., B, D] and [..., M, D],
@@ -17,6 +18,7 @@ prototype_objective   -> loss, its comparison and its intrinsic part [...]; in c
 intrinsic_loss        -> loss [...]; weights [i != j] / (M^2 (s_ij + offset)) [..., M, M] in compute
 random_shift          -> images [B, C, H, W], shifted
 frame_stack           -> [B, K*C, H, W]
+      _out            -> nothing; the same, written to `out`
 knn_distance          -> distance to the k-th nearest [B] in compute; which key that is, int64 [B]
 """
 
@@ -48,6 +50,7 @@ SCHEMAS = (
     "random_shift(Tensor images, Tensor shifts, int pad) -> Tensor",
     "random_shift_backward(Tensor grad, Tensor shifts, int pad) -> Tensor",
     "frame_stack(Tensor frames, Tensor index, Tensor? shifts, int pad, ScalarType dtype) -> Tensor",
+    "frame_stack_out(Tensor frames, Tensor index, Tensor? shifts, int pad, Tensor(a!) out) -> ()",
     "knn_distance(Tensor queries, Tensor keys, int k) -> (Tensor, Tensor)",
     "knn_distance_backward_queries("
     "Tensor grad, Tensor queries, Tensor keys, Tensor distance, Tensor index) -> Tensor",

@@ -96,6 +96,10 @@ def _similarity_backward(
     return rows.reshape(shape), 0
 
 
+def _frame_stack_out(info: Any, dims: Dims, *args: Any) -> tuple[Any, Any]:
+    raise NotImplementedError("frame_stack should have no out under vmap: leave it to torch.stack")
+
+
 _RULES: dict[str, Rule] = {
     "sinkhorn": _leading("sinkhorn"),
     "prototype_similarity": _similarity,
@@ -110,6 +114,7 @@ _RULES: dict[str, Rule] = {
     "random_shift": _rows("random_shift", spread=(0, 1)),
     "random_shift_backward": _rows("random_shift_backward", spread=(0, 1)),
     "frame_stack": _rows("frame_stack", spread=(1, 2), whole=0),
+    "frame_stack_out": _frame_stack_out,
     "knn_distance": _rows("knn_distance", spread=(0,), whole=1),
     "knn_distance_backward_queries": _rows(
         "knn_distance_backward_queries", spread=(0, 1, 3, 4), whole=2

@@ -7,6 +7,7 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <memory>
 #include <string>
 
 #include "bindings/replay.h"
@@ -14,6 +15,7 @@
 #include "kernels/frame_stack.h"
 #include "kernels/intrinsic_loss.h"
 #include "kernels/knn_distance.h"
+#include "kernels/page_pool.h"
 #include "kernels/prototype_loss.h"
 #include "kernels/random_shift.h"
 #include "kernels/row_normalize.h"
@@ -207,13 +209,32 @@ void frame_stack(Address frames, std::array<int64_t, 4> sizes, std::array<int64_
   raise_if_bad(bad, std::string(bad.argument ? bad.argument : "") == "index" ? stack : 2);
 }
 
-void knn_distance(Address queries, Address keys, Address dots, Address distance, Address index,
-                  int dtype, int64_t batch, int64_t count, int64_t dim, int64_t k, double tolerance,
-                  int threads) {
+void knn_center(Address queries, Address keys, Address centered_queries, Address centered_keys,
+                Address query_norms, Address half_key_norms, int dtype, int64_t batch,
+                int64_t count, int64_t dim, int threads) {
+  py::gil_scoped_release nogil;
+  crpt::knn_center({.queries = at(queries),
+                    .keys = at(keys),
+                    .centered_queries = at(centered_queries),
+                    .centered_keys = at(centered_keys),
+                    .query_norms = at(query_norms),
+                    .half_key_norms = at(half_key_norms),
+                    .dtype = DType(dtype),
+                    .batch = batch,
+                    .count = count,
+                    .dim = dim,
+                    .threads = threads});
+}
+
+void knn_distance(Address queries, Address keys, Address dots, Address query_norms,
+                  Address half_key_norms, Address distance, Address index, int dtype, int64_t batch,
+                  int64_t count, int64_t dim, int64_t k, double tolerance, int threads) {
   py::gil_scoped_release nogil;
   crpt::knn_distance({.queries = at(queries),
                       .keys = at(keys),
                       .dots = at(dots),
+                      .query_norms = at(query_norms),
+                      .half_key_norms = at(half_key_norms),
                       .distance = at(distance),
                       .index = at<int64_t>(index),
                       .dtype = DType(dtype),
@@ -241,6 +262,28 @@ void knn_distance_backward(Address grad, Address queries, Address keys, Address 
                                .count = count,
                                .dim = dim,
                                .threads = threads});
+}
+
+// Memory of the pool as a buffer. Tensors made of it keep it alive; it goes back with the last.
+class Pages {
+ public:
+  Pages(crpt::PageBlock block, size_t bytes) : block_(block), bytes_(bytes) {}
+  ~Pages() { crpt::give_pages(block_); }
+  Pages(const Pages&) = delete;
+  Pages& operator=(const Pages&) = delete;
+  py::buffer_info buffer() const {
+    return {static_cast<uint8_t*>(block_.data), static_cast<py::ssize_t>(bytes_)};
+  }
+
+ private:
+  crpt::PageBlock block_;
+  size_t bytes_;
+};
+
+// None where the pool has no memory to give.
+std::unique_ptr<Pages> take_pages(size_t bytes) {
+  const crpt::PageBlock block = crpt::take_pages(bytes);
+  return block.data == nullptr ? nullptr : std::make_unique<Pages>(block, bytes);
 }
 
 void transpose(Address in, Address out, int64_t rows, int64_t columns, int64_t stride,
@@ -271,8 +314,15 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("random_shift", &random_shift);
   module.def("random_shift_backward", &random_shift_backward);
   module.def("frame_stack", &frame_stack);
+  module.def("knn_center", &knn_center);
   module.def("knn_distance", &knn_distance);
   module.def("knn_distance_backward", &knn_distance_backward);
+  py::class_<Pages>(module, "Pages", py::buffer_protocol()).def_buffer(&Pages::buffer);
+  module.def("take_pages", &take_pages);
+  module.def("pool_limit", &crpt::pool_limit);
+  module.def("set_pool_limit", &crpt::set_pool_limit);
+  module.def("empty_pool", &crpt::empty_pool);
+  module.def("pooled_bytes", &crpt::pooled_bytes);
   module.def("transpose", &transpose);
   bind_replay(module);
 }

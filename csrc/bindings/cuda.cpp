@@ -1,13 +1,14 @@
 // crpt._cuda: the launchers for crpt/ops/cuda.py, which checks tensors and allocates; nothing waits
 // for the device.
 //
-// Every function takes the device's number first and then its launcher's arguments in order:
+// Every launcher takes the device's number first and then its arguments in order:
 // pointers and the stream as integers, element types as the number of Dtype. The GIL is released
 // meanwhile.
 #include <pybind11/pybind11.h>
 
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "kernels/frame_stack.cuh"
 #include "kernels/intrinsic_loss.cuh"
@@ -61,7 +62,17 @@ void define(py::module_& module, const char* name, cudaError_t (*launcher)(Param
 PYBIND11_MODULE(_cuda, module) {
   using namespace crpt::cuda;
   module.doc() = "The CUDA kernels; use crpt.ops.";
-  module.def("sinkhorn_scratch", &sinkhorn_scratch);
+  module.def("sinkhorn_plan", [](int device, int dtype, int64_t items, int64_t batch, int64_t m) {
+    py::gil_scoped_release nogil;
+    const DeviceGuard guard(device);
+    check("sinkhorn", guard.error());
+    SinkhornPlan plan{};
+    check("sinkhorn", plan_sinkhorn(static_cast<Dtype>(dtype), items, batch, m, &plan));
+    return std::pair(plan.cluster, plan.scratch);
+  });
+  module.def("sinkhorn_scratch", [](int dtype, int64_t items, int64_t batch, int64_t m) {
+    return sinkhorn_scratch(static_cast<Dtype>(dtype), items, batch, m);
+  });
   define(module, "sinkhorn", launch_sinkhorn);
   define(module, "row_normalize", launch_row_normalize);
   define(module, "row_normalize_backward", launch_row_normalize_backward);

@@ -21,6 +21,29 @@ __device__ inline void store(double* p, double x) { *p = x; }
 __device__ inline void store(__half* p, float x) { *p = __float2half_rn(x); }
 __device__ inline void store(__nv_bfloat16* p, float x) { *p = __float2bfloat16_rn(x); }
 
+// Sixteen bytes of neighbours: one load or store.
+template <class T>
+struct alignas(16) Pack {
+  static constexpr int kWidth = 16 / static_cast<int>(sizeof(T));
+  T value[kWidth];
+};
+template <class T>
+__device__ const Pack<T>& pack_at(const T* p) {
+  return *reinterpret_cast<const Pack<T>*>(p);
+}
+template <class T>
+__device__ Pack<T>& pack_at(T* p) {
+  return *reinterpret_cast<Pack<T>*>(p);
+}
+
+// Whether rows of `size` elements that start here are made of packs.
+template <class T>
+__host__ __device__ bool in_packs(const void* p, int64_t size) {
+  return reinterpret_cast<uintptr_t>(p) % 16 == 0 && size % Pack<T>::kWidth == 0;
+}
+
+__device__ inline float fma_of(float a, float b, float c) { return fmaf(a, b, c); }
+__device__ inline double fma_of(double a, double b, double c) { return fma(a, b, c); }
 __device__ inline float exp_of(float x) { return expf(x); }
 __device__ inline double exp_of(double x) { return exp(x); }
 __device__ inline float log_of(float x) { return logf(x); }
@@ -70,8 +93,9 @@ __device__ A warp_reduce(A value, Operation operation) {
 }
 
 // Every thread of the block gets the same bits. All threads of the block must call it.
-template <class A, class Operation>
+template <int kBlock = kThreads, class A, class Operation>
 __device__ A block_reduce(A value, Operation operation) {
+  constexpr int kWarps = kBlock / kWarp;
   __shared__ A of_warp[kWarps];
   value = warp_reduce(value, operation);
   if (threadIdx.x % kWarp == 0) of_warp[threadIdx.x / kWarp] = value;

@@ -20,62 +20,103 @@ inline void cast(uint8_t pixel, T* out) {
   narrow(x * kHigh + x * kLow, out);
 }
 
+// As narrow does, for what is neither NaN nor negative: two thirds of the work.
+inline void cast(uint8_t pixel, BFloat16* out) {
+  const float x = pixel;
+  const uint32_t bits = to_bits(x * kHigh + x * kLow);
+  out->bits = static_cast<uint16_t>((bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16);
+}
+
 template <typename T>
 inline void cast_row(const uint8_t* in, T* out, int64_t n) {
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) cast(in[i], &out[i]);
 }
-inline void cast_row(const uint8_t* in, uint8_t* out, int64_t n) {
-  memcpy(out, in, static_cast<size_t>(n));
+
+constexpr int64_t kCastBytes = 4 << 10;  // cast at once: a stage of the result
+
+// n pixels cast, by way of `stage` (kCastBytes) and past the caches where that is wanted.
+template <typename T>
+inline void write_pixels(const uint8_t* in, T* out, int64_t n, bool streamed, char* stage) {
+  if constexpr (sizeof(T) == 1) {
+    const char* from = reinterpret_cast<const char*>(in);
+    char* to = reinterpret_cast<char*>(out);
+    streamed ? stream_bytes(from, to, n) : copy_bytes(from, to, n);
+  } else if (!streamed) {
+    cast_row(in, out, n);
+  } else {
+    constexpr int64_t step = kCastBytes / static_cast<int64_t>(sizeof(T));
+    // The first step ends at the end of a line, and so do all others but the last.
+    int64_t size =
+        step - static_cast<int64_t>(reinterpret_cast<uintptr_t>(out) % kLine / sizeof(T));
+    for (int64_t i = 0; i < n; i += size, size = step) {
+      if (size > n - i) size = n - i;
+      T* cast = reinterpret_cast<T*>(stage);
+      cast_row(in + i, cast, size);
+      stream_bytes(stage, reinterpret_cast<char*>(out + i), size * static_cast<int64_t>(sizeof(T)));
+    }
+  }
 }
 
-template <typename T>
-inline void repeat(uint8_t pixel, T* out, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) cast(pixel, &out[i]);
+// The pixels of a row that is not contiguous, side by side.
+inline void gather_row(const uint8_t* row, int64_t stride, int64_t n, uint8_t* out) {
+  for (int64_t x = 0; x < n; ++x) out[x] = row[x * stride];
 }
 
-// One frame's plane, shifted and cast. `row_buffer` holds W pixels of a row that is not contiguous.
+// One frame's plane, shifted and cast. `stage` holds RowShift's rows, then kCastBytes, then one row
+// of pixels.
 template <typename T>
-void stack_plane(const FrameStackArgs& args, const uint8_t* in, T* out, int64_t dy, int64_t dx,
-                 uint8_t* row_buffer) {
-  const int64_t H = args.height, W = args.width;
+void stack_plane(const FrameStackArgs& args, const RowShift& plane, const uint8_t* in, T* out,
+                 int64_t dy, int64_t dx, bool streamed, char* stage) {
+  const int64_t H = plane.height, W = plane.width;
+  char* cast_stage = stage + plane.stage_bytes();
   if (dy == 0 && dx == 0 && args.stride_w == 1 && args.stride_h == W) {
-    cast_row(in, out, H * W);
+    write_pixels(in, out, H * W, streamed, cast_stage);
     return;
   }
-  const Segments columns(W, dx);
-  for (int64_t y = 0; y < H; ++y) {
-    const uint8_t* row = in + clamp(y + dy, 0, H - 1) * args.stride_h;
-    if (args.stride_w != 1) {
-      for (int64_t x = 0; x < W; ++x) row_buffer[x] = row[x * args.stride_w];
-      row = row_buffer;
+  uint8_t* gathered = reinterpret_cast<uint8_t*>(cast_stage + kCastBytes);
+  const char* rows = reinterpret_cast<const char*>(in);
+  for (int64_t y = 0; y < H; y += plane.rows) {
+    const int64_t end = y + plane.rows < H ? y + plane.rows : H;
+    if (args.stride_w == 1) {
+      stage_rows(plane, rows, args.stride_h, y, end, dy, dx, stage);
+    } else {
+      for (int64_t row = y; row < end; ++row) {
+        const int64_t from = clamp(row + dy, 0, H - 1);
+        gather_row(in + from * args.stride_h, args.stride_w, W, gathered);
+        // The plane of one row that `gathered` is.
+        stage_rows(plane, reinterpret_cast<const char*>(gathered), 0, row, row + 1, 0, dx,
+                   stage + (row - y) * W);
+      }
     }
-    T* to = out + y * W;
-    repeat(row[0], to, columns.left);
-    if (columns.right > columns.left) {
-      cast_row(row + columns.left + dx, to + columns.left, columns.right - columns.left);
-    }
-    repeat(row[W - 1], to + columns.right, W - columns.right);
+    write_pixels(reinterpret_cast<const uint8_t*>(stage), out + y * W, (end - y) * W, streamed,
+                 cast_stage);
   }
 }
 
 template <typename T>
 void typed(const FrameStackArgs& args) {
-  const int64_t plane = args.height * args.width, frames = args.batch * args.stack;
-  const int team = team_size(args.threads, frames * args.channels * plane);
-  const Scratch<uint8_t> scratch(team * args.width);
+  const int64_t pixels = args.height * args.width, frames = args.batch * args.stack;
+  const int64_t count = frames * args.channels * pixels;
+  const bool streamed = count * static_cast<int64_t>(sizeof(T)) >= kStreamedBytes;
+  const int team = team_size(args.threads, count);
+  const RowShift plane(args.height, args.width, 1);
+  const int64_t stage_bytes = plane.stage_bytes() + kCastBytes + plane.stage_bytes();
+  const Scratch<char> stages(team * stage_bytes);
   parallel_for(team, team, [&](int64_t worker) {
-    uint8_t* row_buffer = scratch.get() + worker * args.width;
+    char* stage = stages.get() + worker * stage_bytes;
     for (int64_t i = worker * frames / team; i < (worker + 1) * frames / team; ++i) {
       const int64_t b = i / args.stack;
       const int64_t dy = args.shifts ? args.shifts[2 * b] : 0,
                     dx = args.shifts ? args.shifts[2 * b + 1] : 0;
       const uint8_t* frame = args.frames + args.index[i] * args.stride_n;
-      T* out = static_cast<T*>(args.out) + i * args.channels * plane;
+      T* out = static_cast<T*>(args.out) + i * args.channels * pixels;
       for (int64_t c = 0; c < args.channels; ++c) {
-        stack_plane(args, frame + c * args.stride_c, out + c * plane, dy, dx, row_buffer);
+        stack_plane(args, plane, frame + c * args.stride_c, out + c * pixels, dy, dx, streamed,
+                    stage);
       }
     }
+    if (streamed) end_streaming();
   });
 }
 

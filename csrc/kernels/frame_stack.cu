@@ -1,15 +1,13 @@
-// Gather, stack, shift and cast in one pass: one block per plane of the result.
+// Gather, stack, shift and cast in one pass: one block per band of rows of a plane of the result,
+// sixteen bytes of it per thread and store.
+//
+// Floor on an H200 (4.8 TB/s): pixels read and results written once, 512 x 3 frames of 3 x 84 x 84
+// to fp32 163 MB in 34 us, uint8 65 MB in 14 us. Estimated at 70 to 85% of it.
 #include "frame_stack.cuh"
 #include "shift.cuh"
 
 namespace crpt::cuda {
 namespace {
-
-__device__ inline void store_pixel(uint8_t* out, uint8_t pixel) { *out = pixel; }
-template <class T>
-__device__ void store_pixel(T* out, uint8_t pixel) {
-  store(out, static_cast<compute_t<T>>(pixel) / static_cast<compute_t<T>>(255));
-}
 
 struct Frames {
   const uint8_t* data;
@@ -17,25 +15,51 @@ struct Frames {
   int64_t frame_stride, channel_stride, row_stride, pixel_stride;
 };
 
-template <class T>
-__global__ void frame_stack_kernel(Frames frames, const int64_t* index, const int64_t* shifts,
-                                   T* out, int64_t planes, int64_t stack, int64_t pad) {
-  const int64_t channels = frames.channels;
-  const int64_t height = frames.height;
-  const int64_t width = frames.width;
-  for (int64_t plane = blockIdx.x; plane < planes; plane += gridDim.x) {
-    const int64_t frame = index[plane / channels];
+// A plane of the result: where it comes from, and how far it is shifted.
+struct Source {
+  const uint8_t* plane;
+  int64_t dy, dx;
+
+  __device__ Source(const Frames& frames, const int64_t* index, const int64_t* shifts,
+                    int64_t plane_of_out, int64_t stack, int64_t pad) {
+    const int64_t row = plane_of_out / frames.channels;  // of index
+    const int64_t frame = index[row];
     assert(0 <= frame && frame < frames.count && "index should be in [0, N)");
-    const int64_t sample = plane / (channels * stack);
-    const int64_t dy = shift_of(shifts, 2 * sample, pad);
-    const int64_t dx = shift_of(shifts, 2 * sample + 1, pad);
-    const uint8_t* from =
-        frames.data + frame * frames.frame_stride + plane % channels * frames.channel_stride;
-    T* to = out + plane * height * width;
-    for (int64_t i = threadIdx.x; i < height * width; i += kThreads) {
-      const int64_t y = clamp_to(i / width + dy, height);
-      const int64_t x = clamp_to(i % width + dx, width);
-      store_pixel(to + i, from[y * frames.row_stride + x * frames.pixel_stride]);
+    dy = shift_of(shifts, row / stack * 2, pad);
+    dx = shift_of(shifts, row / stack * 2 + 1, pad);
+    plane = frames.data + frame * frames.frame_stride +
+            plane_of_out % frames.channels * frames.channel_stride;
+  }
+};
+
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    frame_stack_kernel(Frames frames, const int64_t* index, const int64_t* shifts, T* out,
+                       Bands bands, int64_t stack, int64_t pad, Divider by_words) {
+  for (int64_t i = blockIdx.x; i < bands.count; i += gridDim.x) {
+    const Band band(bands, i);
+    const Source source(frames, index, shifts, band.plane, stack, pad);
+    shift_bytes(source.plane, frames.row_stride, band, bands, by_words, source.dy, source.dx,
+                out + (band.plane * bands.height + band.first) * bands.row);
+  }
+}
+
+// Whatever the strides and sizes: one pixel at a time.
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    frame_stack_any_kernel(Frames frames, const int64_t* index, const int64_t* shifts, T* out,
+                           Bands bands, int64_t stack, int64_t pad, Divider by_row) {
+  const int width = static_cast<int>(bands.row);
+  for (int64_t unit = blockIdx.x; unit < bands.count; unit += gridDim.x) {
+    const Band band(bands, unit);
+    const Source source(frames, index, shifts, band.plane, stack, pad);
+    T* to = out + (band.plane * bands.height + band.first) * bands.row;
+#pragma unroll 4
+    for (int i = static_cast<int>(threadIdx.x); i < band.rows * width; i += kThreads) {
+      const int row = by_row.quotient(i);
+      const int64_t y = clamp_to(band.first + row + source.dy, bands.height);
+      const int64_t x = clamp_to(i - row * width + source.dx, width);
+      store_byte(to + i, source.plane[y * frames.row_stride + x * frames.pixel_stride]);
     }
   }
 }
@@ -50,11 +74,14 @@ cudaError_t launch_frame_stack(Dtype dtype, const uint8_t* frames, const int64_t
                                cudaStream_t stream) {
   const Frames store{frames,       frame_count,    channels,   height,      width,
                      frame_stride, channel_stride, row_stride, pixel_stride};
-  const int64_t planes = batch * stack * channels;
+  if (width > kLongestRow) return cudaErrorInvalidValue;
+  const Bands bands(batch * stack * channels, height, width);
   const auto run = [&](auto type) {
     using T = typename decltype(type)::type;
-    return launch(stream, blocks_for(planes, 1), frame_stack_kernel<T>, store, index, shifts,
-                  static_cast<T*>(out), planes, stack, pad);
+    const bool words = pixel_stride == 1 && width % 4 == 0 && bands.in_packs_at<T>(out);
+    return launch(stream, blocks_for(bands.count, 1),
+                  words ? frame_stack_kernel<T> : frame_stack_any_kernel<T>, store, index, shifts,
+                  static_cast<T*>(out), bands, stack, pad, Divider(words ? width / 4 : width));
   };
   return dtype == Dtype::kUInt8 ? run(Type<uint8_t>{}) : dispatch_floating(dtype, run);
 }

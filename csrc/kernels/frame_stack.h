@@ -1,6 +1,9 @@
 // out[b, k*C + c, y, x] = cast(frames[index[b, k], c, clamp(y + dy_b), clamp(x + dx_b)]): gather,
 // stack, shift and cast in one pass. Floats are the pixel / 255, correctly rounded. The frame store
 // may be a mapped file much larger than memory: only the frames that index names are touched.
+//
+// Limit: one write of the result and one read of its bytes' worth of frames. 512 x 9 x 84 x 84,
+// two Zen 5 cores: float 3.3 ms of 3.3, bfloat16 2.3 of 1.8 (the cast shows), uint8 1.1 of 0.8.
 #pragma once
 
 #include "kernels/dispatch.h"

@@ -1,24 +1,46 @@
 // The k-th smallest of |query_b - key_q| over q, and which q that is.
 //
 // Squared distances from a GEMM suffer cancellation, so they only narrow the search: every key that
-// the GEMM's error bound cannot rule out is measured again from the vectors. Exact, and rarely more
-// than k keys.
+// the GEMM's error bound cannot rule out is measured again from the vectors. The bound is in units
+// of the vectors' squared lengths, so both sides are first moved by a common offset, the keys'
+// mean: what is left of nearly identical embeddings is their differences, and few keys stay
+// candidates.
+//
+// Limit: the GEMM, 0.27 GFLOP for 512 queries, 2,048 keys, D = 128: 0.58 ms at the 460 GFLOP/s of
+// two Zen 5 cores. Measured there: centering 0.03, GEMM 0.61, selection 0.2, all 0.9 ms.
 #pragma once
 
 #include "kernels/dispatch.h"
 
 namespace crpt {
 
+// centered = rows - offset, rounded to the type computed in, offset about the mean of the keys.
+struct KnnCenterArgs {
+  const void* queries;     // [B, D]
+  const void* keys;        // [Q, D]
+  void* centered_queries;  // [B, D], f32 or f64
+  void* centered_keys;     // [Q, D], the same
+  void* query_norms;       // [B]: |centered|^2, the same
+  void* half_key_norms;    // [Q]: |centered|^2 / 2, the same
+  DType dtype;             // of queries and keys
+  int64_t batch, count, dim;
+  int threads;
+};
+
 struct KnnDistanceArgs {
-  const void* queries;  // [B, D]
-  const void* keys;     // [Q, D]
-  const void* dots;     // [B, Q]: queries keys^T
-  void* distance;       // [B]
-  int64_t* index;       // [B]
-  DType dtype;          // of all of these: f32 or f64
+  const void* queries;         // [B, D]
+  const void* keys;            // [Q, D]
+  const void* dots;            // [B, Q], f32 or f64: centered queries, centered keys^T
+  const void* query_norms;     // [B], from knn_center
+  const void* half_key_norms;  // [Q]
+  void* distance;              // [B], f32 or f64
+  int64_t* index;              // [B]
+  DType dtype;                 // of queries and keys
   int64_t batch, count, dim;
   int64_t k;
-  double tolerance;  // |dots - exact| <= tolerance |query| |key|
+  // At least (2 D + 16) epsilon; e more where |dots - exact| may be (D / 2 epsilon + e) |query|
+  // |key|.
+  double tolerance;
   int threads;
 };
 
@@ -36,6 +58,7 @@ struct KnnDistanceBackwardArgs {
   int threads;
 };
 
+CRPT_KERNEL(void, knn_center, KnnCenterArgs)
 CRPT_KERNEL(void, knn_distance, KnnDistanceArgs)
 CRPT_KERNEL(void, knn_distance_backward, KnnDistanceBackwardArgs)
 

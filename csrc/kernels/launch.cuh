@@ -6,6 +6,7 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include <cstddef>
 #include <cstdint>
 
 namespace crpt::cuda {
@@ -95,20 +96,65 @@ class DeviceGuard {
   bool changed_ = false;
 };
 
+// How a kernel runs, where it is more than blocks of kThreads threads that know nothing of each
+// other: `cluster` blocks share their shared memory, and all blocks of a cooperative grid run at
+// once.
+struct Shape {
+  unsigned blocks;
+  int threads = kThreads;
+  std::size_t shared = 0;  // bytes of dynamic shared memory
+  unsigned cluster = 1;
+  bool cooperative = false;
+};
+
+class Launch {
+ public:
+  Launch(cudaStream_t stream, const Shape& shape) {
+    config_.gridDim = dim3(shape.blocks);
+    config_.blockDim = dim3(static_cast<unsigned>(shape.threads));
+    config_.dynamicSmemBytes = shape.shared;
+    config_.stream = stream;
+    config_.attrs = attributes_;
+    if (shape.cluster > 1) {
+      cudaLaunchAttribute& attribute = attributes_[config_.numAttrs++];
+      attribute.id = cudaLaunchAttributeClusterDimension;
+      attribute.val.clusterDim.x = shape.cluster;
+      attribute.val.clusterDim.y = 1;
+      attribute.val.clusterDim.z = 1;
+    }
+    if (shape.cooperative) {
+      cudaLaunchAttribute& attribute = attributes_[config_.numAttrs++];
+      attribute.id = cudaLaunchAttributeCooperative;
+      attribute.val.cooperative = 1;
+    }
+  }
+  Launch(const Launch&) = delete;
+  Launch& operator=(const Launch&) = delete;
+
+  const cudaLaunchConfig_t* config() const { return &config_; }
+
+ private:
+  cudaLaunchAttribute attributes_[2]{};
+  cudaLaunchConfig_t config_{};
+};
+
 // Starts the kernel on the stream and returns what the launch said; nothing to do is no launch.
 template <class... Parameters, class... Arguments>
-cudaError_t launch(cudaStream_t stream, unsigned blocks, void (*kernel)(Parameters...),
+cudaError_t launch(cudaStream_t stream, const Shape& shape, void (*kernel)(Parameters...),
                    Arguments... arguments) {
-  if (blocks == 0) return cudaSuccess;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(blocks);
-  config.blockDim = dim3(kThreads);
-  config.stream = stream;
+  if (shape.blocks == 0) return cudaSuccess;
+  const Launch start(stream, shape);
   const cudaError_t launched =
-      cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
+      cudaLaunchKernelEx(start.config(), kernel, static_cast<Parameters>(arguments)...);
   const cudaError_t pending =
       cudaGetLastError();  // read in any case, so that it is not met again later
   return launched != cudaSuccess ? launched : pending;
+}
+
+template <class... Parameters, class... Arguments>
+cudaError_t launch(cudaStream_t stream, unsigned blocks, void (*kernel)(Parameters...),
+                   Arguments... arguments) {
+  return launch(stream, Shape{blocks}, kernel, arguments...);
 }
 
 }  // namespace crpt::cuda

@@ -7,28 +7,23 @@
 namespace crpt::CRPT_ISA {
 namespace {
 
-inline void repeat(const char* pixel, char* out, int64_t n, int64_t bytes) {
-  if (bytes == 1) {
-    memset(out, *pixel, static_cast<size_t>(n));
-    return;
-  }
-  for (int64_t i = 0; i < n; ++i) memcpy(out + i * bytes, pixel, static_cast<size_t>(bytes));
-}
-
-void shift_plane(const char* in, char* out, const RandomShiftArgs& args, int64_t dy, int64_t dx) {
-  const int64_t H = args.height, W = args.width, bytes = args.pixel_bytes;
-  const Segments columns(W, dx);
-  const int64_t copied = columns.right - columns.left;
-  for (int64_t y = 0; y < H; ++y) {
-    const char* from = in + clamp(y + dy, 0, H - 1) * W * bytes;
-    char* to = out + y * W * bytes;
-    repeat(from, to, columns.left, bytes);
-    if (copied > 0) {
-      memcpy(to + columns.left * bytes, from + (columns.left + dx) * bytes,
-             static_cast<size_t>(copied * bytes));
+// Planes [first, last), a stage at a time.
+void shift_planes(const RandomShiftArgs& args, const RowShift& plane, int64_t first, int64_t last,
+                  bool streamed, char* stage) {
+  const int64_t plane_bytes = plane.height * plane.row_bytes;
+  for (int64_t i = first; i < last; ++i) {
+    const int64_t* shift = args.shifts + 2 * (i / args.planes);
+    const char* in = static_cast<const char*>(args.images) + i * plane_bytes;
+    char* out = static_cast<char*>(args.out) + i * plane_bytes;
+    for (int64_t y = 0; y < plane.height; y += plane.rows) {
+      const int64_t end = y + plane.rows < plane.height ? y + plane.rows : plane.height;
+      stage_rows(plane, in, plane.row_bytes, y, end, shift[0], shift[1], stage);
+      const int64_t bytes = (end - y) * plane.row_bytes;
+      char* to = out + y * plane.row_bytes;
+      streamed ? stream_bytes(stage, to, bytes) : copy_bytes(stage, to, bytes);
     }
-    repeat(from + (W - 1) * bytes, to + columns.right * bytes, W - columns.right, bytes);
   }
+  if (streamed) end_streaming();
 }
 
 // Adds the gradients of out[x] to in[clamp(x + dx)], over one row.
@@ -81,11 +76,13 @@ BadValue random_shift(const RandomShiftArgs& args) {
   const BadValue bad = check_range("shifts", args.shifts, 2 * args.batch, -args.pad, args.pad);
   if (bad.argument != nullptr) return bad;
   const int64_t count = args.batch * args.planes;
-  const int64_t plane_bytes = args.height * args.width * args.pixel_bytes;
-  parallel_for(count, team_size(args.threads, count * plane_bytes / 4), [&](int64_t plane) {
-    const int64_t* shift = args.shifts + 2 * (plane / args.planes);
-    shift_plane(static_cast<const char*>(args.images) + plane * plane_bytes,
-                static_cast<char*>(args.out) + plane * plane_bytes, args, shift[0], shift[1]);
+  const RowShift plane(args.height, args.width, args.pixel_bytes);
+  const int64_t bytes = count * plane.height * plane.row_bytes;
+  const int team = team_size(args.threads, bytes / 4);
+  const Scratch<char> stages(team * plane.stage_bytes());
+  parallel_for(team, team, [&](int64_t worker) {
+    shift_planes(args, plane, worker * count / team, (worker + 1) * count / team,
+                 bytes >= kStreamedBytes, stages.get() + worker * plane.stage_bytes());
   });
   return {};
 }

@@ -1,24 +1,66 @@
-// Random shift of replicate-padded images, and its adjoint: one block per image plane.
+// Random shift of replicate-padded images, and its adjoint: one block per band of rows of a plane,
+// sixteen bytes of the result per thread and store.
+//
+// Floor on an H200 (4.8 TB/s): every byte read and written once, [512, 9, 84, 84] uint8 65 MB in 14
+// us, fp32 260 MB in 54 us. Estimated at 70 to 85% of it: index arithmetic takes half the issue
+// slots.
 #include "random_shift.cuh"
 #include "shift.cuh"
 
 namespace crpt::cuda {
 namespace {
 
-template <class T>
-__global__ void random_shift_kernel(const T* images, const int64_t* shifts, T* out, int64_t batch,
-                                    int64_t planes, int64_t height, int64_t width, int64_t pixel,
-                                    int64_t pad) {
-  const int64_t size = height * width * pixel;
-  for (int64_t plane = blockIdx.x; plane < batch * planes; plane += gridDim.x) {
-    const int64_t dy = shift_of(shifts, plane / planes * 2, pad);
-    const int64_t dx = shift_of(shifts, plane / planes * 2 + 1, pad);
-    const T* from = images + plane * size;
-    for (int64_t i = threadIdx.x; i < size; i += kThreads) {
-      const int64_t y = clamp_to(i / pixel / width + dy, height);
-      const int64_t x = clamp_to(i / pixel % width + dx, width);
-      out[plane * size + i] = from[(y * width + x) * pixel + i % pixel];
+// kPer elements at a time: a pack, or one where planes are no packs. `pixel` elements move
+// together.
+template <class T, int kPer>
+__global__ void __launch_bounds__(kThreads)
+    random_shift_kernel(const T* __restrict__ images, const int64_t* shifts, T* __restrict__ out,
+                        Bands bands, int64_t planes, int pixel, int64_t pad, Divider by_row,
+                        Divider by_pixel) {
+  struct alignas(kPer * sizeof(T)) Part {
+    T value[kPer];
+  };
+  const int row = static_cast<int>(bands.row);
+  for (int64_t i = blockIdx.x; i < bands.count; i += gridDim.x) {
+    const Band band(bands, i);
+    const int64_t dy = shift_of(shifts, band.plane / planes * 2, pad);
+    const int64_t dx = shift_of(shifts, band.plane / planes * 2 + 1, pad);
+    const int64_t width = row / pixel;
+    const int shift = static_cast<int>(max(min(dx, width), -width)) * pixel;
+    const T* from = images + band.plane * bands.height * bands.row;
+    T* to = out + (band.plane * bands.height + band.first) * bands.row;
+#pragma unroll 2
+    for (int first = static_cast<int>(threadIdx.x) * kPer; first < band.rows * row;
+         first += kThreads * kPer) {
+      int y = by_row.quotient(first);
+      int x = first - y * row;
+      const T* source = from + clamp_to(band.first + y + dy, bands.height) * bands.row;
+      Part part;
+#pragma unroll
+      for (int j = 0; j < kPer; ++j) {
+        int at = x + shift;
+        if (at < 0) at = by_pixel.remainder(x);
+        if (at >= row) at = row - pixel + by_pixel.remainder(x);
+        part.value[j] = source[at];
+        if (++x == row && j + 1 < kPer) {
+          x = 0;
+          source = from + clamp_to(band.first + ++y + dy, bands.height) * bands.row;
+        }
+      }
+      *reinterpret_cast<Part*>(to + first) = part;
     }
+  }
+}
+
+__global__ void __launch_bounds__(kThreads)
+    random_shift_bytes_kernel(const uint8_t* images, const int64_t* shifts, uint8_t* out,
+                              Bands bands, int64_t planes, int64_t pad, Divider by_words) {
+  for (int64_t i = blockIdx.x; i < bands.count; i += gridDim.x) {
+    const Band band(bands, i);
+    const int64_t dy = shift_of(shifts, band.plane / planes * 2, pad);
+    const int64_t dx = shift_of(shifts, band.plane / planes * 2 + 1, pad);
+    shift_bytes(images + band.plane * bands.height * bands.row, bands.row, band, bands, by_words,
+                dy, dx, out + (band.plane * bands.height + band.first) * bands.row);
   }
 }
 
@@ -32,25 +74,37 @@ __device__ inline Readers readers_of(int64_t i, int64_t shift, int64_t size) {
 }
 
 template <class T>
-__global__ void random_shift_backward_kernel(const T* grad, const int64_t* shifts, T* out,
-                                             int64_t planes, int64_t channels, int64_t height,
-                                             int64_t width, int64_t pad) {
-  for (int64_t plane = blockIdx.x; plane < planes; plane += gridDim.x) {
-    const int64_t dy = shift_of(shifts, plane / channels * 2, pad);
-    const int64_t dx = shift_of(shifts, plane / channels * 2 + 1, pad);
-    const int64_t begin = plane * height * width;
-    for (int64_t i = threadIdx.x; i < height * width; i += kThreads) {
-      const Readers rows = readers_of(i / width, dy, height);
-      const Readers columns = readers_of(i % width, dx, width);
+__global__ void __launch_bounds__(kThreads)
+    random_shift_backward_kernel(const T* __restrict__ grad, const int64_t* shifts,
+                                 T* __restrict__ out, Bands bands, int64_t channels, int64_t pad,
+                                 Divider by_row) {
+  const int64_t width = bands.row;
+  for (int64_t unit = blockIdx.x; unit < bands.count; unit += gridDim.x) {
+    const Band band(bands, unit);
+    const int64_t dy = shift_of(shifts, band.plane / channels * 2, pad);
+    const int64_t dx = shift_of(shifts, band.plane / channels * 2 + 1, pad);
+    const T* from = grad + band.plane * bands.height * width;
+    T* to = out + (band.plane * bands.height + band.first) * width;
+    for (int i = static_cast<int>(threadIdx.x); i < band.rows * static_cast<int>(width);
+         i += kThreads) {
+      const int y = by_row.quotient(i);
+      const Readers rows = readers_of(band.first + y, dy, bands.height);
+      const Readers columns = readers_of(i - y * static_cast<int>(width), dx, width);
       compute_t<T> sum = 0;
-      for (int64_t y = rows.first; y <= rows.last; ++y) {
-        for (int64_t x = columns.first; x <= columns.last; ++x) {
-          sum += load(grad + begin + y * width + x);
-        }
+      for (int64_t r = rows.first; r <= rows.last; ++r) {
+        for (int64_t c = columns.first; c <= columns.last; ++c) sum += load(from + r * width + c);
       }
-      store(out + begin + i, sum);
+      store(to + i, sum);
     }
   }
+}
+
+template <class T, int kPer>
+cudaError_t run(const void* images, const int64_t* shifts, void* out, const Bands& bands,
+                int64_t planes, int64_t pixel, int64_t pad, cudaStream_t stream) {
+  return launch(stream, blocks_for(bands.count, 1), random_shift_kernel<T, kPer>,
+                static_cast<const T*>(images), shifts, static_cast<T*>(out), bands, planes,
+                static_cast<int>(pixel), pad, Divider(bands.row), Divider(pixel));
 }
 
 }  // namespace
@@ -58,21 +112,27 @@ __global__ void random_shift_backward_kernel(const T* grad, const int64_t* shift
 cudaError_t launch_random_shift(int64_t element_size, const void* images, const int64_t* shifts,
                                 void* out, int64_t batch, int64_t planes, int64_t height,
                                 int64_t width, int64_t pixel, int64_t pad, cudaStream_t stream) {
-  const auto run = [&](auto type) {
+  if (width > kLongestRow / pixel) return cudaErrorInvalidValue;
+  const Bands bands(batch * planes, height, width * pixel);
+  if (element_size == 1 && pixel == 1 && width % 4 == 0 && bands.in_packs_at<uint8_t>(out)) {
+    return launch(stream, blocks_for(bands.count, 1), random_shift_bytes_kernel,
+                  static_cast<const uint8_t*>(images), shifts, static_cast<uint8_t*>(out), bands,
+                  planes, pad, Divider(width / 4));
+  }
+  const auto run_type = [&](auto type) {
     using T = typename decltype(type)::type;
-    return launch(stream, blocks_for(batch * planes, 1), random_shift_kernel<T>,
-                  static_cast<const T*>(images), shifts, static_cast<T*>(out), batch, planes,
-                  height, width, pixel, pad);
+    const auto start = bands.in_packs_at<T>(out) ? run<T, Pack<T>::kWidth> : run<T, 1>;
+    return start(images, shifts, out, bands, planes, pixel, pad, stream);
   };
   switch (element_size) {
     case 1:
-      return run(Type<uint8_t>{});
+      return run_type(Type<uint8_t>{});
     case 2:
-      return run(Type<uint16_t>{});
+      return run_type(Type<uint16_t>{});
     case 4:
-      return run(Type<uint32_t>{});
+      return run_type(Type<uint32_t>{});
     case 8:
-      return run(Type<uint64_t>{});
+      return run_type(Type<uint64_t>{});
     default:
       return cudaErrorInvalidValue;
   }
@@ -81,11 +141,13 @@ cudaError_t launch_random_shift(int64_t element_size, const void* images, const 
 cudaError_t launch_random_shift_backward(Dtype dtype, const void* grad, const int64_t* shifts,
                                          void* out, int64_t batch, int64_t channels, int64_t height,
                                          int64_t width, int64_t pad, cudaStream_t stream) {
+  if (width > kLongestRow) return cudaErrorInvalidValue;
+  const Bands bands(batch * channels, height, width);
   return dispatch_floating(dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    return launch(stream, blocks_for(batch * channels, 1), random_shift_backward_kernel<T>,
-                  static_cast<const T*>(grad), shifts, static_cast<T*>(out), batch * channels,
-                  channels, height, width, pad);
+    return launch(stream, blocks_for(bands.count, 1), random_shift_backward_kernel<T>,
+                  static_cast<const T*>(grad), shifts, static_cast<T*>(out), bands, channels, pad,
+                  Divider(width));
   });
 }
 

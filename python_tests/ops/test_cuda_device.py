@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from operator_samples import SAMPLES, Sample
 from torch import Tensor
 
 from crpt import ops
+from crpt.ops import cuda
 
 pytestmark = pytest.mark.cuda
 
@@ -96,6 +98,63 @@ def test_captured_in_a_cuda_graph(sample: Sample) -> None:
     torch.cuda.synchronize()
     for a, b in zip(got, expected, strict=True):
         assert torch.equal(a, b)
+
+
+def objective(online: Tensor, target: Tensor, prototypes: Tensor) -> list[Tensor]:
+    """The loss, the codes and all gradients, from embeddings [B, D] and prototypes [M, D]."""
+    with torch.no_grad():
+        codes = ops.sinkhorn(ops.prototype_similarity(target, prototypes))
+    scores = ops.prototype_similarity(online, prototypes)
+    loss = ops.prototype_loss(scores, codes) + 0.005 * ops.intrinsic_loss(prototypes)
+    return [loss.detach(), codes, *torch.autograd.grad(loss, [online, prototypes])]
+
+
+def test_the_whole_objective_in_one_cuda_graph() -> None:
+    """Captured once, replayed with new data: what eager gives, and the same bits every time."""
+    batches = [F.normalize(torch.randn(3, 512, 128, device="cuda"), dim=-1) for _ in range(3)]
+    inputs = [x.clone().requires_grad_(i != 1) for i, x in enumerate(batches[0])]
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        objective(*inputs)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = objective(*inputs)
+    for batch in batches:
+        with torch.no_grad():
+            for x, y in zip(inputs, batch, strict=True):
+                x.copy_(y)
+        graph.replay()
+        first = [x.clone() for x in captured]
+        graph.replay()
+        for a, b, expected in zip(captured, first, objective(*inputs), strict=True):
+            assert torch.equal(a, b)
+            torch.testing.assert_close(a, expected, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("temperature", [0.1, 0.005], ids=["exp_space", "log_space"])
+@pytest.mark.parametrize(
+    "shape", [(100, 60), (512, 512), (8, 512, 512), (1000, 511), (3000, 2050)], ids=str
+)
+def test_sinkhorn_on_the_chip_and_through_memory(
+    shape: tuple[int, ...], temperature: float, dtype: torch.dtype
+) -> None:
+    """By one block, by clusters of blocks, and by a grid: whatever the device chooses."""
+    scores = (torch.rand(shape, device="cuda") * 2 - 1).to(dtype)
+    got = ops.sinkhorn(scores, temperature).double()
+    exact = ops.reference.sinkhorn(scores.double(), temperature)
+    twin = ops.reference.sinkhorn(scores, temperature).double()
+    assert (got - exact).abs().max() <= 2 * (twin - exact).abs().max() + 1e-7
+
+
+def test_sinkhorn_stays_on_the_chip_of_a_gpu_with_clusters() -> None:
+    if torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("no thread-block clusters before compute capability 9.0")
+    cluster, scratch = cuda._sinkhorn_plan(cuda._cuda, 0, 0, 1, 512, 512)
+    assert cluster > 1
+    assert scratch == 0
 
 
 @samples

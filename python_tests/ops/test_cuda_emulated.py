@@ -49,6 +49,7 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     assert cmake
     configure = (
         *(cmake, "-S", EMULATION, "-B", build, "-DCMAKE_BUILD_TYPE=Release"),
+        "-DCMAKE_CXX_FLAGS_RELEASE=-O1",  # to build takes longer than to run
         *(f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"),
     )
     for command in (configure, (cmake, "--build", build, "--parallel", "2")):
@@ -163,6 +164,26 @@ def test_autocast_changes_no_precision(sample: Sample) -> None:
             got = gradients(sample.function, args, kwargs, weight)
     for a, b in zip(got, expected, strict=True):
         assert torch.equal(a, b)
+
+
+@dtypes
+def test_sinkhorn_without_a_cluster(
+    emulated: ModuleType, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a device does whose blocks cannot hold the scores: the plan's other half."""
+    scores = torch.rand(2, 19, 21, dtype=torch.float64).to(dtype)
+    in_cluster = cuda.sinkhorn_cuda(scores, 0.1, 3)
+    asked = []
+
+    def plan(kernels: ModuleType, *arguments: int) -> tuple[int, int]:
+        asked.append(arguments)
+        return 0, kernels.sinkhorn_scratch(*arguments[1:])
+
+    monkeypatch.setattr(cuda, "_sinkhorn_plan", plan)
+    through_memory = cuda.sinkhorn_cuda(scores, 0.1, 3)
+    assert asked == [(0, cuda._DTYPE[dtype], 2, 19, 21)]
+    torch.testing.assert_close(through_memory, in_cluster)
+    assert emulated.sinkhorn_plan(*asked[0])[0] > 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)

@@ -74,6 +74,63 @@ def test_every_other_frame_of_a_store_is_not_copied(device: str) -> None:
     assert torch.equal(ops.frame_stack(flipped, index), flipped[index].flatten(1, 2))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_writes_where_it_is_told(dtype: torch.dtype, device: str) -> None:
+    frames = torch.randint(0, 256, (40, 3, 9, 7), dtype=torch.uint8, device=device)
+    index = torch.tensor([[0, 3], [19, 7]], device=device)
+    shifts = torch.tensor([[1, -2], [0, 3]], device=device)
+    memory = torch.full((4, 6, 9, 7), 42, dtype=dtype, device=device)
+    out = memory[1:3]
+    version = memory._version
+    assert ops.frame_stack(frames, index, shifts, dtype=dtype, out=out) is out
+    assert torch.equal(out, ops.frame_stack(frames, index, shifts, dtype=dtype))
+    assert (memory[::3] == 42).all()
+    assert memory._version > version  # autograd must notice
+    twins = torch.zeros_like(out)
+    reference.frame_stack(frames, index, shifts, dtype=dtype, out=twins)
+    assert torch.equal(twins, out)
+
+
+def test_out_is_declared_and_compiles(device: str) -> None:
+    frames = torch.randint(0, 256, (40, 3, 9, 7), dtype=torch.uint8, device=device)
+    index = torch.tensor([[0, 3], [19, 7]], device=device)
+    out = torch.zeros(2, 6, 9, 7, device=device)
+    torch.library.opcheck(torch.ops.crpt.frame_stack_out, (frames, index, None, 4, out))
+    torch._dynamo.reset()
+
+    def twice(out: torch.Tensor) -> torch.Tensor:
+        return ops.frame_stack(frames, index, dtype=torch.float32, out=out) * 2
+
+    got = torch.compile(twice, fullgraph=True, dynamic=True, backend="aot_eager")(out.zero_())
+    expected = ops.frame_stack(frames, index, dtype=torch.float32)
+    assert torch.equal(out, expected)
+    assert torch.equal(got, expected * 2)
+    with torch.inference_mode():
+        ops.frame_stack(frames, index, dtype=torch.float32, out=out.clone())
+    with pytest.raises(NotImplementedError, match="no out under vmap"):
+        torch.func.vmap(lambda o: ops.frame_stack(frames, index, dtype=o.dtype, out=o))(out[None])
+
+
+def test_out_is_left_alone_where_a_value_is_wrong() -> None:
+    out = torch.full((1, 9, 4, 4), 42, dtype=torch.uint8)
+    with pytest.raises(ValueError, match=r"index should be in \[0, 4\], got 9 at \[0, 2\]"):
+        ops.frame_stack(F, torch.tensor([[0, 1, 9]]), out=out)
+    assert (out == 42).all()
+
+
+def test_out_has_memory_of_its_own(device: str) -> None:
+    memory = torch.zeros(7, 3, 4, 4, dtype=torch.uint8, device=device)
+    index = torch.zeros(2, 1, dtype=torch.int64, device=device)
+    ops.frame_stack(memory[:5], index, out=memory[5:])
+    with pytest.raises(ValueError, match="out should not overlap frames in memory"):
+        ops.frame_stack(memory[:6], index, out=memory[5:])
+    with pytest.raises(ValueError, match="out should not overlap frames in memory"):
+        ops.frame_stack(memory[::6], index, out=memory[1:3])
+    bytes_ = index.view(torch.uint8).view(2, 1, 2, 4)
+    with pytest.raises(ValueError, match="out should not overlap index in memory"):
+        ops.frame_stack(memory[:, :1, :2], index, out=bytes_)
+
+
 F = torch.zeros(5, 3, 4, 4, dtype=torch.uint8)
 I = torch.zeros(2, 3, dtype=torch.int64)  # noqa: E741
 
@@ -98,6 +155,13 @@ I = torch.zeros(2, 3, dtype=torch.int64)  # noqa: E741
         ((F, I), {"pad": 2**62}, ValueError, "pad should be <= 2147483647, got"),
         ((F, I), {"dtype": torch.int32}, TypeError, "dtype should be float32, float16, bfloat16, float64, uint8, got torch.int32"),
         ((F, I), {"dtype": "float32"}, TypeError, "dtype should be a torch.dtype, got str"),
+        ((F, I), {"out": np.zeros((2, 9, 4, 4), np.uint8)}, TypeError, "out should be a Tensor, got ndarray"),
+        ((F, I), {"out": torch.zeros(2, 9, 4, 4)}, TypeError, "out should be torch.uint8 like the argument dtype, got torch.float32"),
+        ((F, I), {"dtype": torch.int32, "out": torch.zeros(2, 9, 4, 4).int()}, TypeError, "out should be float32, float16, bfloat16, float64, uint8, got torch.int32"),
+        ((F, I), {"out": F}, ValueError, r"out should be \[2, 9, 4, 4\], got \[5, 3, 4, 4\]"),
+        ((F, I), {"out": F.new_zeros(2, 9, 4, 8)[..., ::2]}, ValueError, r"out should be contiguous, got strides \[288, 32, 8, 2\]"),
+        ((F, I), {"out": F.new_zeros(2, 9, 4, 4, device="meta")}, ValueError, "out should be on cpu, got meta"),
+        ((F, I), {"dtype": torch.float32, "out": torch.zeros(2, 9, 4, 4, requires_grad=True)}, ValueError, "out should not require a gradient"),
         ((F, I.to("meta")), {}, ValueError, "index should be on cpu, got meta"),
     ],
 )  # fmt: skip

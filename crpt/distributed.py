@@ -1,0 +1,157 @@
+"""Several processes that train one model, each on its share of every batch (`torchrun -m
+crpt.pretrain`)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+TIMEOUT = timedelta(minutes=10)
+
+
+@dataclass(frozen=True)
+class Team:
+    """The processes of a run, as one of them sees them; the default is a process on its own."""
+
+    rank: int = 0
+    size: int = 1
+    group: dist.ProcessGroup | None = None
+    """For tensors, on the device of training."""
+    control: dist.ProcessGroup | None = None
+    """For what the processes agree on, on the CPU: asking it never waits for a GPU."""
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the one process that writes files and speaks to the user."""
+        return self.rank == 0
+
+    def share(self, n: int) -> slice:
+        """This process's part of n rows; parts differ by one at most."""
+        return slice(n * self.rank // self.size, n * (self.rank + 1) // self.size)
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set in some process."""
+        if self.control is None:
+            return flag
+        flags = torch.tensor([flag], dtype=torch.int32)
+        dist.all_reduce(flags, dist.ReduceOp.MAX, self.control)
+        return bool(flags.item())
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.control is not None:
+            dist.barrier(self.control)
+
+    @torch.no_grad()
+    def mean(self, x: Tensor) -> Tensor:
+        """The mean over processes, without gradient."""
+        if self.group is None:
+            return x.detach()
+        total = x.detach().clone()
+        dist.all_reduce(total, group=self.group)
+        return total / self.size
+
+    @torch.no_grad()
+    def gather(self, x: Tensor) -> Tensor:
+        """The rows of all processes, [B, ...] each, in the order of their ranks, without
+        gradient. B is the same everywhere."""
+        if self.group is None:
+            return x.detach()
+        parts = [torch.empty_like(x) for _ in range(self.size)]
+        dist.all_gather(parts, x.detach().contiguous(), group=self.group)
+        return torch.cat(parts)
+
+
+ALONE = Team()
+
+
+def launched_by_torchrun() -> bool:
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
+
+
+def leads() -> bool:
+    """`Team.leads`, before the team has met."""
+    return not launched_by_torchrun() or os.environ["RANK"] == "0"
+
+
+def own_device(device: torch.device) -> torch.device:
+    """Of the GPUs of this host, the one for this process, where no number was asked for."""
+    if device.type == "cuda" and device.index is None and launched_by_torchrun():
+        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    return device
+
+
+@contextmanager
+def join(device: torch.device) -> Iterator[Team]:
+    """The team that torchrun started this process in; on its own, where it was started alone."""
+    if not launched_by_torchrun():
+        yield ALONE
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+    try:
+        control = dist.new_group(backend="gloo", timeout=TIMEOUT)
+        yield Team(dist.get_rank(), dist.get_world_size(), dist.group.WORLD, control)
+    finally:
+        dist.destroy_process_group()
+
+
+class _SumOverTeam(torch.autograd.Function):
+    """The sum over processes, of values and, backwards, of gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        total = x.clone()
+        dist.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        total = grad.clone()
+        dist.all_reduce(total, group=ctx.group)
+        return total, None
+
+
+class TeamBatchNorm1d(nn.BatchNorm1d):
+    """BatchNorm1d over the rows of all processes; torch's SyncBatchNorm is for GPUs only.
+
+    Every process has the same number of rows. Its buffers are those of BatchNorm1d.
+    """
+
+    def __init__(self, norm: nn.BatchNorm1d, group: dist.ProcessGroup) -> None:
+        super().__init__(norm.num_features, norm.eps, norm.momentum, affine=False)
+        self.load_state_dict(norm.state_dict())
+        self.group = group
+
+    def __deepcopy__(self, memo: dict[int, object]) -> nn.BatchNorm1d:
+        """A copy belongs to no team."""
+        norm = nn.BatchNorm1d(self.num_features, self.eps, self.momentum, affine=False)
+        norm.load_state_dict(self.state_dict())
+        return norm.train(self.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        rows = len(x) * self.group.size()
+        mean = _SumOverTeam.apply(x.sum(dim=0), self.group) / rows
+        centred = x - mean
+        variance = _SumOverTeam.apply(centred.square().sum(dim=0), self.group) / rows
+        with torch.no_grad():
+            assert self.running_mean is not None
+            assert self.running_var is not None
+            assert self.num_batches_tracked is not None
+            assert self.momentum is not None
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * rows / (rows - 1), self.momentum)
+            self.num_batches_tracked.add_(1)
+        return centred / (variance + self.eps).sqrt()

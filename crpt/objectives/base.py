@@ -1,0 +1,93 @@
+"""What every pre-training objective is: an encoder, a loss of two views, and a few hooks."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from crpt.config import PretrainConfig
+from crpt.distributed import ALONE, Team, TeamBatchNorm1d
+from crpt.encoder import Encoder, orthogonal_init
+
+
+@dataclass(frozen=True)
+class Losses:
+    """One update's loss and what the measures need of it; all but `total` without a gradient."""
+
+    total: Tensor
+    """What is minimised, a scalar."""
+    parts: Mapping[str, Tensor]
+    """The scalars that it is made of, by the names they have in the log."""
+    distance: Tensor
+    """From the trivial solution that each objective names, in its own unit: at 0 the loss is no
+    better than there, and the encoder has learned next to nothing."""
+    z: Tensor
+    """Embeddings of the batch, [B, D], of unit length."""
+    codes: Tensor | None = field(default=None)
+    """Assignments to the prototypes, [B, M], of an objective that has some."""
+
+
+class Objective(nn.Module, ABC):
+    """forward(obs, next_obs) -> Losses, for views that are float [B, K*C, H, W] in [0, 1].
+
+    An update is: before_update(), forward, backward, optimiser, after_update().
+    """
+
+    def __init__(self, encoder: Encoder, config: PretrainConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.online = encoder
+        self.team = ALONE
+
+    @abstractmethod
+    def forward(self, obs: Tensor, next_obs: Tensor) -> Losses: ...
+
+    def join(self, team: Team) -> None:
+        """From now on every batch is spread over the processes of a team, in equal parts; what is
+        computed over a batch is computed over all of them."""
+        self.team = team
+        if team.group is None:
+            return
+        for encoder in self.modules():
+            if isinstance(encoder, Encoder) and isinstance(encoder.norm, nn.BatchNorm1d):
+                encoder.norm = TeamBatchNorm1d(encoder.norm, team.group)
+
+    def before_update(self) -> None:
+        """What the parameters are held to, before every update."""
+
+    def after_update(self) -> None:
+        """What follows the parameters, after every update."""
+
+    def export(self) -> Encoder:
+        """A copy of the trained encoder."""
+        return copy.deepcopy(self.online)
+
+    def project(self, encoder: Encoder, pixels: Tensor) -> Tensor:
+        """norm(g(f(pixels))), [B, D] in float32; bf16 reaches no further than the projector."""
+        low = self.config.precision == "bf16"
+        with torch.autocast(pixels.device.type, torch.bfloat16, enabled=low):
+            return encoder.project(encoder.features(pixels))
+
+
+class TargetObjective(Objective):
+    """An objective whose next view goes through a moving average of the encoder."""
+
+    def __init__(self, encoder: Encoder, config: PretrainConfig) -> None:
+        super().__init__(encoder, config)
+        self.predictor = nn.Sequential(
+            nn.Linear(config.projection_dim, config.predictor_hidden),
+            nn.ReLU(),
+            nn.Linear(config.predictor_hidden, config.projection_dim),
+        ).apply(orthogonal_init)
+        self.target = copy.deepcopy(encoder).requires_grad_(False)
+
+    @torch.no_grad()
+    def after_update(self) -> None:
+        """target <- (1 - rate) target + rate online."""
+        target, online = list(self.target.parameters()), list(self.online.parameters())
+        torch._foreach_lerp_(target, online, self.config.target_rate)

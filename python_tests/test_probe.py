@@ -1,0 +1,132 @@
+"""What the probes say of encoders whose knowledge is known."""
+
+import math
+
+import dot_env
+import numpy as np
+import pytest
+import small
+import torch
+from torch import Tensor
+
+from crpt import figures
+from crpt.encoder import Encoder, EncoderConfig
+from crpt.probe import SKETCH_DIM, probe, to_json
+
+SEEN = ("dot_red", "dot_blue")
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    config = small.replace_domains(small.COLLECT, ("dot_red", "dot_blue", "dot_green"))
+    return small.dataset(tmp_path_factory.mktemp("probe") / "dataset", config)
+
+
+class Knowing(Encoder):
+    """Sees where the dot is and what its tint is: the brightness-weighted position, and the mean of
+    each colour."""
+
+    def features(self, pixels: Tensor) -> Tensor:
+        frame = pixels[:, -3:]
+        light = (frame - 20 / 255).clamp(min=0)
+        grid = torch.linspace(-1.2, 1.2, frame.shape[-1])
+        mass = light.sum((1, 2, 3)) + 1e-6
+        x = (light * grid).sum((1, 2, 3)) / mass
+        y = (light * grid[:, None]).sum((1, 2, 3)) / mass
+        tint = light.amax((2, 3)) / light.amax((1, 2, 3))[:, None]
+        known = torch.cat([x[:, None], y[:, None], tint], dim=1)
+        return torch.nn.functional.pad(known, (0, self.feature_dim - known.shape[1]))
+
+    def embed_features(self, features: Tensor) -> Tensor:
+        return features[:, :16]
+
+
+def knowing() -> Encoder:
+    torch.manual_seed(0)
+    return Knowing(EncoderConfig(image_size=dot_env.SIZE, projection_dim=16))
+
+
+def blind() -> Encoder:
+    encoder = knowing()
+    encoder.features = lambda pixels: torch.zeros(len(pixels), encoder.feature_dim)
+    return encoder
+
+
+@pytest.fixture(scope="module")
+def result(dataset):
+    return probe(small.PROBE, dataset, knowing(), blind(), seen=SEEN, progress=False)
+
+
+def test_seen_domains_come_first_for_z_then_for_h(result):
+    assert [(row.features, row.domain, row.seen) for row in result.domains] == [
+        (features, domain, domain in SEEN)
+        for features in ("z", "h")
+        for domain in ("dot_blue", "dot_red", "dot_green")
+    ]
+
+
+def test_who_sees_the_state_is_told_from_who_sees_nothing(result):
+    for row in result.domains:
+        assert row.trained.r2 > 0.8, row
+        assert row.init.r2 < 0.05, row
+        assert row.gain == row.trained.r2 - row.init.r2
+        assert row.init.effective_rank == 0.0
+        assert 1.5 < row.trained.effective_rank < 6
+
+
+def test_domains_are_told_apart_by_who_sees_their_tint(result):
+    assert [row.features for row in result.separability] == ["z", "h"]
+    for row in result.separability:
+        assert row.trained > 0.95
+        assert row.init < 0.5
+        assert row.by_chance == pytest.approx(1 / 3)
+
+
+def test_moments_near_in_time_are_found_more_often_than_by_chance(result):
+    for row in result.domains:
+        assert 0 < row.retrieval_by_chance < 0.2
+        assert row.trained.retrieval > row.retrieval_by_chance
+
+
+def test_the_figures_go_to_json(result):
+    content = to_json(result)
+    assert set(content) == {"domains", "separability"}
+    row = content["domains"][0]
+    assert row["gain"] == row["trained"]["r2"] - row["init"]["r2"]
+    assert row["prototypes_in_use"] == 0
+
+
+def test_embeddings_are_those_of_the_frames(dataset, result):
+    slots = np.concatenate(dataset.episodes("dot_green"))
+    obs = dataset.observations("dot_green", slots)
+    torch.testing.assert_close(result.z["dot_green"], knowing().freeze().embed(obs))
+
+
+def test_the_sketch_keeps_inner_products():
+    generator = torch.Generator().manual_seed(1)
+    h = torch.randn(20, 5_000, generator=generator)
+    sketch = torch.randn(5_000, SKETCH_DIM, generator=generator) / SKETCH_DIM**0.5
+    error = (h @ sketch) @ (h @ sketch).T - h @ h.T
+    assert error.abs().max() < 6 * 5_000 / math.sqrt(SKETCH_DIM)
+
+
+def test_one_domain_has_no_others_to_be_told_from(tmp_path):
+    dataset = small.dataset(
+        tmp_path / "dataset", small.replace_domains(small.COLLECT, ("dot_red",))
+    )
+    alone = probe(small.PROBE, dataset, knowing(), blind(), seen=SEEN, progress=False)
+    assert alone.separability == []
+    assert len(alone.domains) == 2
+
+
+def test_the_map_is_a_picture(result, tmp_path):
+    path = tmp_path / "figures" / "probe.png"
+    figures.domain_map(result.z, torch.randn(8, 16), path)
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert [p.name for p in path.parent.iterdir()] == ["probe.png"]
+
+
+def test_without_matplotlib_the_remedy_is_named(monkeypatch, tmp_path, caplog):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert not figures.available(tmp_path / "probe.png")
+    assert "pip install" in caplog.text
