@@ -43,6 +43,21 @@ TEST(Replay, ACutEpisodeIsRolledBack) {
   EXPECT_EQ(arrays.epoch, 1u) << "nothing was left to roll back";
 }
 
+TEST(Replay, ARolledBackRingMayBeEmpty) {
+  Arrays arrays(2);
+  Writer writer = exclusive(arrays.ring());
+  append_episode(writer, 0, 0, 6);
+  Ticket start;
+  ASSERT_TRUE(start_of_last_episode(arrays.ring(), &start));
+  EXPECT_EQ(start, 5u) << "the rest of the episode is overwritten";
+  writer.roll_back(start);
+  EXPECT_EQ(count_whole(arrays.ring()), 0u);
+  EXPECT_TRUE(is_plausible(arrays.ring()));
+  EXPECT_EQ(end_of_whole_episodes(arrays.ring()), 5u);
+  append_episode(writer, 0, 1, 1);
+  EXPECT_EQ(count_whole(arrays.ring()), 2u);
+}
+
 TEST(Replay, AStepThatWasNeverCountedDoesNotCountLater) {
   Arrays arrays(8);
   Writer writer = exclusive(arrays.ring());
