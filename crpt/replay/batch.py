@@ -10,13 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crpt.replay.pool import Pool
+from crpt.ops import cpu_memory
 from crpt.replay.spec import DomainSpec
 
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
 """The kernels' number of each floating type."""
-
-_POOL = Pool()
 
 
 @dataclass(frozen=True)
@@ -117,7 +115,7 @@ def empty_batch(
     def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         if device.type != "cpu" or pin_memory:
             return torch.empty(shape, dtype=dtype, device=device, pin_memory=pin_memory)
-        return _POOL.empty(shape, dtype)
+        return _kept(shape, dtype)
 
     return Batch(
         obs=empty(shape, views.dtype),
@@ -133,7 +131,11 @@ def empty_batch(
 
 def empty_stacks(spec: DomainSpec, count: int, views: Views) -> Tensor:
     channels, height, width = spec.frame_shape
-    return _POOL.empty((count, views.frame_stack * channels, height, width), views.dtype)
+    return _kept((count, views.frame_stack * channels, height, width), views.dtype)
+
+
+def _kept(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    return cpu_memory.new_empty(torch.empty(0), shape, dtype)
 
 
 def check_out(out: Any, like: Batch) -> None:

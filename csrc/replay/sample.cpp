@@ -173,25 +173,26 @@ class Sampler {
     if (out == nullptr) return;
     const SampleArgs& a = args_;
     const int64_t pixels = a.height * a.width;
-    frame_stack(
-        {.frames = ring_.frames,
-         .stride_n = a.channels * pixels,
-         .stride_c = pixels,
-         .stride_h = a.width,
-         .stride_w = 1,
-         .index = index + begin * a.stack,
-         .shifts = a.pad > 0 ? shifts + 2 * begin : nullptr,
-         .out = static_cast<char*>(out) + begin * a.stack * a.channels * pixels * a.out_bytes,
-         .out_bytes = a.out_bytes,
-         .dtype = a.dtype,
-         .frame_count = static_cast<int64_t>(ring_.capacity),
-         .batch = end - begin,
-         .stack = a.stack,
-         .channels = a.channels,
-         .height = a.height,
-         .width = a.width,
-         .pad = a.pad,
-         .threads = 1});
+    const int64_t row_bytes = a.stack * a.channels * pixels * a.out_bytes;
+    frame_stack({.frames = ring_.frames,
+                 .stride_n = a.channels * pixels,
+                 .stride_c = pixels,
+                 .stride_h = a.width,
+                 .stride_w = 1,
+                 .index = index + begin * a.stack,
+                 .shifts = a.pad > 0 ? shifts + 2 * begin : nullptr,
+                 .out = static_cast<char*>(out) + begin * row_bytes,
+                 .out_bytes = a.out_bytes,
+                 .dtype = a.dtype,
+                 .frame_count = static_cast<int64_t>(ring_.capacity),
+                 .batch = end - begin,
+                 .stack = a.stack,
+                 .channels = a.channels,
+                 .height = a.height,
+                 .width = a.width,
+                 .pad = a.pad,
+                 .threads = 1,
+                 .whole_bytes = a.batch * row_bytes});
   }
 
   void draw_shifts() {
