@@ -105,6 +105,7 @@ def test_the_arithmetic_of_an_update():
     assert bench.flops(1) == 4 * (counter.get_total_flops() + projector) - first
 
 
+@pytest.mark.slow  # three processes that import torch, one after the other on a busy machine
 def test_the_command_times_both_sides(tmp_path, capsys):
     arguments = bench.PretrainArguments(
         batches=(4,), precisions=("fp32",), updates=3, transitions=100, device="cpu",
