@@ -10,6 +10,10 @@ import torch
 from crpt.ops.schemas import LIBRARY
 
 _C: Any = torch._C
+# torch >= 2.7 has it in C++.
+_any_requires_grad: Callable[..., bool] = getattr(
+    _C, "_any_requires_grad", lambda *args: any(getattr(x, "requires_grad", False) for x in args)
+)
 _FUNCTIONS: dict[str, type[torch.autograd.Function]] = {}
 
 
@@ -64,7 +68,7 @@ def _register(
     function: Any = type(f"crpt_{name}", (torch.autograd.Function,), body)
 
     def kernel(keyset: Any, *args: Any) -> Any:
-        if torch.is_grad_enabled() and _C._any_requires_grad(*args):
+        if torch.is_grad_enabled() and _any_requires_grad(*args):
             return function.apply(*args, keyset)
         return below(keyset, args)
 
