@@ -104,13 +104,21 @@ class Trainer:
         )
 
     def update(self, domains: tuple[str, ...]) -> Losses:
-        obs, next_obs = self.sample(domains)
+        return self.step(*self.sample(domains))
+
+    def step(
+        self, obs: Tensor, next_obs: Tensor, passed: Callable[[str], None] = lambda phase: None
+    ) -> Losses:
+        """The update on these views; `passed` is told of every phase when it is over."""
         self.model.before_update()
         losses = self.forward(obs, next_obs)
+        passed("forward")
         self.optimizer.zero_grad(set_to_none=True)
         losses.total.backward()
+        passed("backward")
         self.optimizer.step()
         self.model.after_update()
+        passed("finish")
         return losses
 
     @torch.no_grad()

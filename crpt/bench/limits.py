@@ -72,6 +72,16 @@ class Limits:
         return Limit(max(copy, product), "copy" if copy >= product else "GEMM", bandwidth, rate)
 
 
+def gemm_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations a second of the best GEMM in that dtype."""
+    n = _GEMM_SIZE[device.type]
+    factors = [tuple(torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))]
+    ways = _gemms(device) if dtype == torch.float32 else {"torch.matmul": torch.matmul}
+    sides = [Side(name, gemm, factors) for name, gemm in ways.items()]
+    timings = take_turns(sides, device, _CHOICE_SECONDS)
+    return 2 * n**3 / min(timing.median for timing in timings.values())
+
+
 def _copy(moved: int, device: torch.device) -> Side:
     """A copy that reads and writes so many bytes together."""
     source = torch.ones(max(moved // 2, 1), dtype=torch.uint8, device=device)

@@ -1,0 +1,337 @@
+"""`python -m crpt.bench pretrain`: an update of pre-training beside the same one written the usual
+way.
+
+Each side has a process of its own, as a user would run it, since how a process treats the memory
+that it frees is half of the difference. They take turns, so that drift of the machine hits both.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from crpt import cli
+from crpt.bench import machine
+from crpt.bench.limits import gemm_rate
+from crpt.bench.table import Column, Table, significant
+from crpt.bench.timing import OtherLoad
+from crpt.bench.usual_pretrain import UsualModel, UsualReplay, UsualTrainer
+from crpt.config import PretrainConfig
+from crpt.files import replace_file
+from crpt.memory import keep_freed_memory
+from crpt.replay import DomainSpec, ReplayBuffer
+from crpt.trainer import Trainer
+
+SCHEMA = 1
+DISTURBED = 0.1  # cores that others may take before a row's figures are marked
+DOMAIN = "random_pixels"
+EPISODE = 100  # steps
+WARM_UP = 3  # updates
+PHASES = ("sample", "forward", "backward", "finish")
+COLUMNS = (
+    Column("batch", 5),
+    Column("side", 12, number=False),
+    Column("ms", 7),
+    Column("±", 4),
+    *(Column(phase, 8) for phase in PHASES),
+    Column("x usual", 7),
+    Column("of limit", 8),
+)
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+Phases = dict[str, float]
+"""Seconds of each phase of one update."""
+
+
+@dataclass(frozen=True)
+class PretrainArguments:
+    batches: tuple[int, ...] = (128, 512)
+    """Transitions an update."""
+    precisions: tuple[Literal["fp32", "bf16"], ...] = ("fp32", "bf16")
+    """Of ours; the usual way is fp32."""
+    updates: int = 12
+    """Timed for each side."""
+    transitions: int = 3_000
+    """In the buffer; frames of random pixels."""
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    """cpu, cuda, cuda:1, ..."""
+    json: Path | None = None
+    """Also write everything measured to this file."""
+    markdown: bool = False
+    """Print the table in Markdown."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One line of the table."""
+
+    batch: int
+    side: str
+    updates: list[Phases]
+    limit: float
+    """Seconds that its matrix products would take at the rate of the best GEMM in its precision."""
+    usual: float
+    """Seconds of the usual way in the same run."""
+    others: float | None
+    """Cores that other processes took."""
+
+    @property
+    def seconds(self) -> float:
+        return statistics.median(sum(update.values()) for update in self.updates)
+
+    @property
+    def spread(self) -> float:
+        """Half the distance of the quartiles, over the median."""
+        totals = [sum(update.values()) for update in self.updates]
+        lower, median, upper = statistics.quantiles(totals, n=4, method="inclusive")
+        return (upper - lower) / 2 / median
+
+    @property
+    def disturbed(self) -> bool:
+        return self.others is not None and self.others > DISTURBED
+
+
+def pretrain_command(arguments: PretrainArguments) -> int:
+    """An update of pre-training beside the same one written the usual way."""
+    device = cli.usable_device(arguments.device)
+    if min(*arguments.batches, arguments.updates, arguments.transitions) < 2:
+        raise ValueError("batches, updates and transitions should be at least 2")
+    if arguments.json is not None and not arguments.json.parent.is_dir():
+        raise ValueError(f"json should be in a directory that exists, got {arguments.json}")
+    table = Table(COLUMNS, arguments.markdown)
+    described = machine.describe(device, "pretrain")
+    _say([*table.text(machine.header(described)), "", *table.header()])
+    rates = {name: gemm_rate(device, dtype) for name, dtype in DTYPES.items()}
+    results: list[Result] = []
+    for batch in arguments.batches:
+        for result in measure(batch, arguments, device, rates):
+            results.append(result)
+            _say([table.line(_cells(result))])
+    _say(["", *table.text(_notes(results, rates))])
+    if arguments.json is not None:
+        document = {
+            "schema": SCHEMA, "bench": "pretrain", **described, "rates": rates,
+            "rows": [asdict(result) for result in results],
+        }  # fmt: skip
+        text = json.dumps(document, indent=1)
+        replace_file(arguments.json, lambda path: path.write_text(text + "\n"))
+    return 0
+
+
+def measure(
+    batch: int, arguments: PretrainArguments, device: torch.device, rates: dict[str, float]
+) -> list[Result]:
+    """The usual way, then ours in each precision; all in turns."""
+    configs = {
+        f"ours {precision}": PretrainConfig(
+            batch_size=batch, embedding_norm="batch", precision=precision
+        )
+        for precision in arguments.precisions
+    }
+    configs = {"usual fp32": PretrainConfig(batch_size=batch, embedding_norm="batch"), **configs}
+    updates: dict[str, list[Phases]] = {name: [] for name in configs}
+    with ExitStack() as stack:
+        sides = {
+            name: stack.enter_context(_side(name, config, arguments.transitions, str(device)))
+            for name, config in configs.items()
+        }
+        for ask in sides.values():
+            ask(WARM_UP)
+        load, begun, own = OtherLoad(), time.monotonic(), 0.0
+        for _ in range(arguments.updates):
+            for name, ask in sides.items():
+                done, seconds = ask(1)
+                updates[name] += done
+                own += seconds
+        cores = load.cores()
+        wall = time.monotonic() - begun
+    others = None if cores is None else max(0.0, cores - own / wall)
+    work = flops(batch)
+    usual = Result(batch, "", updates["usual fp32"], 0, 0, None).seconds
+    return [
+        Result(batch, name, done, work / rates[configs[name].precision], usual, others)
+        for name, done in updates.items()
+    ]
+
+
+Ask = Callable[[int], tuple[list[Phases], float]]
+"""So many updates of a side: their phases, and the CPU time that they took."""
+
+
+@contextmanager
+def _side(name: str, config: PretrainConfig, transitions: int, device: str) -> Iterator[Ask]:
+    """A process that does a side's updates."""
+    context = multiprocessing.get_context("spawn")
+    pipe, theirs = context.Pipe()
+    arguments = (theirs, name.startswith("usual"), config, transitions, device)
+    process = context.Process(target=_serve, args=arguments, daemon=True)
+    process.start()
+    theirs.close()
+
+    def ask(count: int) -> tuple[list[Phases], float]:
+        pipe.send(count)
+        done: tuple[list[Phases], float] = pipe.recv()
+        return done
+
+    try:
+        yield ask
+        pipe.send(0)
+        process.join(10)
+    finally:
+        process.kill()
+        process.join()
+
+
+def _serve(
+    pipe: Connection, usual: bool, config: PretrainConfig, transitions: int, device: str
+) -> None:
+    buffer = random_pixels(transitions, config.frame_stack)
+    update = usual_update(config, buffer, device) if usual else our_update(config, buffer, device)
+    while (count := pipe.recv()) > 0:
+        cpu = time.process_time()
+        done = [update() for _ in range(count)]
+        pipe.send((done, time.process_time() - cpu))
+
+
+def random_pixels(transitions: int, frame_stack: int, image_size: int = 84) -> ReplayBuffer:
+    """A buffer of frames that hold nothing: the speed of an update does not depend on them."""
+    episodes = -(-transitions // EPISODE)
+    shape = (3, image_size, image_size)
+    spec = DomainSpec(capacity=episodes * (EPISODE + 1), action_shape=(1,), frame_shape=shape)
+    buffer = ReplayBuffer.create(None, {DOMAIN: spec})
+    rng = np.random.default_rng(0)
+    with buffer.writer(DOMAIN) as writer:
+        for _ in range(episodes):
+            frames = rng.integers(0, 256, (EPISODE + 1, *shape), np.uint8)
+            writer.begin(frames[0])
+            for step in range(1, EPISODE + 1):
+                writer.append(frames[step], np.zeros(1), 0.0, 1.0, last=step == EPISODE)
+    return buffer
+
+
+class Stopwatch:
+    """Seconds from each phase's end to the next one's, all work on the device included."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.phases: Phases = {}
+        self._since = self._now()
+
+    def passed(self, phase: str) -> None:
+        now = self._now()
+        self.phases[phase], self._since = now - self._since, now
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()
+
+
+def our_update(config: PretrainConfig, buffer: ReplayBuffer, device: str) -> Callable[[], Phases]:
+    keep_freed_memory()  # as the commands do
+    trainer = Trainer(config, buffer, seed=0, device=torch.device(device))
+
+    def update() -> Phases:
+        watch = Stopwatch(trainer.device)
+        views = trainer.sample((DOMAIN,))
+        watch.passed("sample")
+        trainer.step(*views, watch.passed)
+        return watch.phases
+
+    return update
+
+
+def usual_update(config: PretrainConfig, buffer: ReplayBuffer, device: str) -> Callable[[], Phases]:
+    replay, where = usual_replay(buffer, config.frame_stack), torch.device(device)
+    _, channels, size, _ = replay.frames.shape
+    model = UsualModel(channels * config.frame_stack, size, config).to(where)
+    trainer = UsualTrainer(model, config)
+    rng = np.random.default_rng(0)
+
+    def update() -> Phases:
+        watch = Stopwatch(where)
+        obs, next_obs = replay.sample(config.batch_size, config.shift_pad, rng)
+        obs, next_obs = obs.to(where), next_obs.to(where)
+        watch.passed("sample")
+        loss, _, _ = trainer.losses(obs, next_obs)
+        watch.passed("forward")
+        trainer.backward(loss)
+        watch.passed("backward")
+        trainer.finish()
+        watch.passed("finish")
+        return watch.phases
+
+    return update
+
+
+def usual_replay(buffer: ReplayBuffer, frame_stack: int) -> UsualReplay:
+    """The same transitions, in numpy's hands."""
+    frames = np.array(buffer.arrays(DOMAIN)["frames"])
+    index, next_index = [], []
+    for slots in buffer.episodes(DOMAIN):
+        # The episode's first frame stands in for those before it.
+        padded = np.concatenate([np.repeat(slots[:1], frame_stack - 1), slots])
+        stacks = np.lib.stride_tricks.sliding_window_view(padded, frame_stack)
+        index.append(stacks[:-1])
+        next_index.append(stacks[1:])
+    return UsualReplay(frames, np.concatenate(index), np.concatenate(next_index))
+
+
+def flops(batch: int, image_size: int = 84, projection_dim: int = 128) -> int:
+    """Of the convolutions and the projector in one update: forward of both encoders, and backward
+    of one, for weights and for inputs but the pixels. What else there is, is less than 1%."""
+    layers, channels, size = [], 9, image_size
+    for stride in (2, 1, 1, 1):
+        size = (size - 3) // stride + 1
+        layers.append(2 * size**2 * 32 * channels * 9)
+        channels = 32
+    forward = sum(layers) + 2 * 32 * size**2 * projection_dim
+    return batch * (4 * forward - layers[0])
+
+
+def _cells(result: Result) -> list[str]:
+    medians = {p: statistics.median(update[p] for update in result.updates) for p in PHASES}
+    return [
+        str(result.batch),
+        f"{result.side} !" if result.disturbed else result.side,
+        significant(result.seconds * 1e3),
+        f"{result.spread:.0%}",
+        *(significant(medians[phase] * 1e3) for phase in PHASES),
+        f"{result.usual / result.seconds:.2f}",
+        f"{result.limit / result.seconds:.0%}",
+    ]
+
+
+def _notes(results: list[Result], rates: dict[str, float]) -> list[str]:
+    limits = ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in rates.items())
+    lines = [
+        "ms: one update, median; ±: half the distance of the quartiles; then its phases: views of "
+        "the batch made ready,",
+        "  losses, gradients, Adam and moving average. x usual: the usual way's ms over this "
+        "side's.",
+        "limit: the update's convolutions and products at the best GEMM's rate, GFLOP/s: "
+        f"{limits}.",
+    ]
+    disturbed = [result.others or 0.0 for result in results if result.disturbed]
+    if disturbed:
+        lines.append(
+            "WARNING: NO CLAIM: during the rows marked ! other processes took up to "
+            f"{max(disturbed):.1f} cores. Repeat on an idle machine."
+        )
+    return lines
+
+
+def _say(lines: list[str]) -> None:
+    print(*lines, sep="\n", flush=True)
