@@ -41,8 +41,14 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
                  -mprefer-vector-width=512)
 endif()
 
+# The replay buffer's storage.
+add_library(crpt_replay STATIC ${CMAKE_CURRENT_LIST_DIR}/replay/writer.cpp
+            ${CMAKE_CURRENT_LIST_DIR}/replay/reader.cpp ${CMAKE_CURRENT_LIST_DIR}/replay/sample.cpp)
+target_link_libraries(crpt_replay PRIVATE crpt_options PUBLIC crpt_cpu)
+
 if(CRPT_BUILD_PYTHON)
-  pybind11_add_module(_cpu MODULE ${CMAKE_CURRENT_LIST_DIR}/bindings/cpu.cpp)
-  target_link_libraries(_cpu PRIVATE crpt_cpu crpt_options)
+  pybind11_add_module(_cpu MODULE ${CMAKE_CURRENT_LIST_DIR}/bindings/cpu.cpp
+                      ${CMAKE_CURRENT_LIST_DIR}/bindings/replay.cpp)
+  target_link_libraries(_cpu PRIVATE crpt_replay crpt_options)
   install(TARGETS _cpu LIBRARY DESTINATION crpt)
 endif()

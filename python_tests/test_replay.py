@@ -213,7 +213,7 @@ def test_a_ring_that_has_overwritten_steps_cannot_grow(place):
 def test_a_dataset_is_plain_numpy_files(tmp_path):
     buffer = filled(tmp_path / "data", episodes=2, length=3)
     content = json.loads((tmp_path / "data" / "dataset.json").read_text())
-    assert content["format_version"] == 1
+    assert content["format_version"] == 2
     assert content["domains"]["toy"]["capacity"] == 100
     for name, array in buffer.arrays("toy").items():
         on_disk = np.load(tmp_path / "data" / "toy" / f"{name}.npy", mmap_mode="r")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import shutil
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -16,54 +16,85 @@ from toy_replay import SPEC, frame, ids
 
 from crpt.replay import DomainSpec, ReplayBuffer
 
+GAMMA = 0.5
+
+
+def discount_of(identity: int) -> float:
+    return identity % 3 / 2
+
+
+@dataclass
+class Step:
+    identity: int
+    first: bool
+    last: bool
+
 
 @dataclass
 class Model:
-    """The same ring, the slow way: all steps ever committed, and the oldest one still kept."""
+    """The same ring, the slow way: every step by its number, until another one takes its slot."""
 
-    steps: list[tuple[int, bool]] = field(default_factory=list)  # identity, is_first
-    sealed: int = 0
-    floor: int = 0
+    capacity: int
+    steps: dict[int, Step] = field(default_factory=dict)
+    head: int = 0
 
-    def commit(self, identity: int, first: bool, last: bool, capacity: int) -> None:
-        self.steps.append((identity, first))
-        self.floor = max(self.floor, len(self.steps) - capacity)
-        if last:
-            self.sealed = len(self.steps)
+    def commit(self, step: Step) -> None:
+        self.steps.pop(self.head - self.capacity, None)
+        self.steps[self.head] = step
+        self.head += 1
 
     def roll_back(self, step: int) -> None:
-        del self.steps[step:]
-        self.sealed = min(self.sealed, step)
-        self.floor = min(self.floor, step)
+        self.steps = {n: kept for n, kept in self.steps.items() if n < step}
+        self.head = step
 
-    def stack(self, step: int) -> tuple[int, ...] | None:
-        """Identities of the frames of the stack that ends in `step`; none if one is lost."""
-        stack = [step]
-        while len(stack) < 3:
-            stack.insert(0, stack[0] if self.steps[stack[0]][1] else stack[0] - 1)
-        return tuple(self.steps[s][0] for s in stack) if min(stack) >= self.floor else None
+    def start_of_last_episode(self) -> int:
+        n = self.head
+        while n - 1 in self.steps and (n == self.head or not self.steps[n].first):
+            n -= 1
+        return n
 
-    def transitions(self) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-        pairs = [
-            (self.stack(step - 1), self.stack(step))
-            for step in range(self.floor + 1, len(self.steps))
-            if not self.steps[step][1]
-        ]
-        return [pair for pair in pairs if None not in pair]
+    def roll_back_cut_episode(self) -> None:
+        newest = self.steps.get(self.head - 1)
+        if newest is not None and not newest.last:
+            self.roll_back(self.start_of_last_episode())
+
+    def chain(self, n: int, steps: int, stack: int) -> list[int] | None:
+        """n and the steps before it, `steps` of them and the frames of a stack; none if lost."""
+        chain = [n]
+        while True:
+            if chain[-1] not in self.steps:
+                return None
+            if len(chain) == steps + stack:
+                return chain
+            first = self.steps[chain[-1]].first
+            if first and len(chain) <= steps:
+                return None
+            chain.append(chain[-1] if first else chain[-1] - 1)
+
+    def stack(self, chain: list[int]) -> tuple[int, ...]:
+        return tuple(self.steps[n].identity for n in reversed(chain))
+
+    def transitions(self, steps: int, stack: int) -> list[tuple[int, list[int]]]:
+        found = ((n, self.chain(n, steps, stack)) for n in sorted(self.steps))
+        return [(n, chain) for n, chain in found if chain is not None]
 
 
 class RingMachine(RuleBasedStateMachine):
-    @initialize(capacity=st.integers(1, 12), in_files=st.booleans())
-    def create(self, capacity: int, in_files: bool) -> None:
+    @initialize(
+        capacity=st.integers(1, 12), in_files=st.booleans(),
+        stack=st.integers(1, 4), n_step=st.integers(1, 3),
+    )  # fmt: skip
+    def create(self, capacity: int, in_files: bool, stack: int, n_step: int) -> None:
         self.directory = tempfile.mkdtemp() if in_files else None
         self.path = Path(self.directory) / "data" if self.directory else None
         self.capacity = capacity
+        self.views = {"frame_stack": stack, "n_step": n_step}
         spec = DomainSpec(
             capacity=capacity, action_shape=(2,), state_shape=(1,), frame_shape=SPEC.frame_shape
         )
         self.buffer = ReplayBuffer.create(self.path, {"toy": spec})
         self.writer = self.buffer.writer("toy")
-        self.model = Model()
+        self.model = Model(capacity)
         self.next = 0
         self.open = False
 
@@ -76,35 +107,39 @@ class RingMachine(RuleBasedStateMachine):
     def begin(self) -> None:
         n = self._identity()
         self.writer.begin(frame(n), np.array([n]))
-        self.model.commit(n, True, False, self.capacity)
+        self.model.commit(Step(n, first=True, last=False))
         self.open = True
 
     @precondition(lambda self: self.open)
-    @rule(steps=st.integers(1, 8), ends=st.booleans())
-    def append(self, steps: int, ends: bool) -> None:
-        for step in range(steps):
-            n = self._identity()
-            last = ends and step == steps - 1
-            self.writer.append(frame(n), np.array([n, -n]), n, 0.5, np.array([n]), last)
-            self.model.commit(n, False, last, self.capacity)
+    @rule(steps=st.integers(1, 8), ends=st.booleans(), at_once=st.booleans())
+    def append(self, steps: int, ends: bool, at_once: bool) -> None:
+        numbers = [self._identity() for _ in range(steps)]
+        lasts = [ends and n == numbers[-1] for n in numbers]
+        rows = [
+            (frame(n), np.array([n, -n]), float(n), discount_of(n), np.array([n])) for n in numbers
+        ]
+        if at_once:
+            self.writer.extend(*(np.array(column) for column in zip(*rows, strict=True)), ends)
+        else:
+            for row, last in zip(rows, lasts, strict=True):
+                self.writer.append(*row, last)
+        for n, last in zip(numbers, lasts, strict=True):
+            self.model.commit(Step(n, first=False, last=last))
         self.open = not ends
 
-    @rule()
-    def another_writer(self) -> None:
+    @rule(shared=st.booleans())
+    def another_writer(self, shared: bool) -> None:
         self.writer.close()
+        if shared:  # rolls nothing back
+            self.buffer.writer("toy", shared=True).close()
         self.writer = self.buffer.writer("toy")
-        self.model.roll_back(self.model.sealed)
+        self.model.roll_back_cut_episode()
         self.open = False
 
     @rule()
     def discard_last_episode(self) -> None:
         self.writer.discard_last_episode()
-        firsts = [
-            step
-            for step in range(self.model.floor, len(self.model.steps))
-            if self.model.steps[step][1]
-        ]
-        self.model.roll_back(firsts[-1] if firsts else self.model.floor)
+        self.model.roll_back(self.model.start_of_last_episode())
         self.open = False
 
     @precondition(lambda self: self.path is not None)
@@ -112,34 +147,70 @@ class RingMachine(RuleBasedStateMachine):
     def reopen(self) -> None:
         self.writer.close()
         self.buffer = ReplayBuffer.open(self.path)
-        self.another_writer()
+        self.another_writer(shared=False)
 
     @invariant()
     def agrees(self) -> None:
-        expected = self.model.transitions()
-        assert self.buffer.cursor("toy") == len(self.model.steps)
-        slots = self.buffer.indices("toy")
-        assert self.buffer.num_transitions("toy") == len(expected)
-        before = ids(self.buffer.observations("toy", (slots - 1) % self.capacity))
-        after = ids(self.buffer.observations("toy", slots))
-        assert list(zip(before, after, strict=True)) == expected
+        stack, n_step = self.views["frame_stack"], self.views["n_step"]
+        expected = self.model.transitions(n_step, stack)
+        assert self.buffer.cursor("toy") == self.model.head
+        slots = self.buffer.indices("toy", **self.views)
+        assert slots.tolist() == [n % self.capacity for n, _ in expected]
+        assert self.buffer.num_transitions("toy", **self.views) == len(expected)
         arrays = self.buffer.arrays("toy")
-        newest = [after[-1] for _, after in expected]
-        assert arrays["rewards"][slots].tolist() == newest
-        assert arrays["actions"][slots, 1].tolist() == [-n for n in newest]
+        newest = [self.model.steps[n].identity for n, _ in expected]
         assert arrays["states"][slots, 0].tolist() == newest
-        assert (arrays["discounts"][slots] == 0.5).all()
-        pairs = [
-            (int(a), int(b))
-            for episode in self.buffer.episodes("toy")
-            for a, b in itertools.pairwise(episode)
-        ]
-        assert pairs == [(int(s - 1) % self.capacity, int(s)) for s in slots]
+        batch = self.buffer.gather("toy", slots, pad=0, gamma=GAMMA, **self.views)
+        wanted = [self._row(chain) for _, chain in expected]
+        assert self._rows(batch) == wanted
         if expected:
-            batch = self.buffer.sample("toy", 16, pad=0)
-            drawn = zip(ids(batch.obs), ids(batch.next_obs), strict=True)
-            assert set(drawn) <= set(expected)
-            assert batch.reward.tolist() == [ids_[-1] for ids_ in ids(batch.next_obs)]
+            drawn = self.buffer.sample("toy", 16, pad=0, gamma=GAMMA, **self.views)
+            assert all(row in wanted for row in self._rows(drawn))
+        else:
+            with pytest.raises(ValueError, match="toy has no transitions"):
+                self.buffer.sample("toy", 16, gamma=GAMMA, **self.views)
+        self._agrees_on_episodes(stack)
+
+    def _row(self, chain: list[int]) -> tuple[object, ...]:
+        n_step = self.views["n_step"]
+        stack = self.views["frame_stack"]
+        reward, discount = 0.0, 1.0
+        for n in reversed(chain[:n_step]):
+            identity = self.model.steps[n].identity
+            reward += discount * identity
+            discount *= GAMMA * discount_of(identity)
+        action = self.model.steps[chain[n_step - 1]].identity
+        return (
+            self.model.stack(chain[n_step:]), self.model.stack(chain[:stack]),
+            [action, -action], reward, discount,
+        )  # fmt: skip
+
+    @staticmethod
+    def _rows(batch) -> list[tuple[object, ...]]:
+        return list(
+            zip(
+                ids(batch.obs),
+                ids(batch.next_obs),
+                batch.action.tolist(),
+                batch.reward.tolist(),
+                batch.discount.tolist(),
+                strict=True,
+            )
+        )
+
+    def _agrees_on_episodes(self, stack: int) -> None:
+        episodes: list[list[int]] = []
+        for n, _ in self.model.transitions(0, stack):
+            if self.model.steps[n].first or not episodes or episodes[-1][-1] != n - 1:
+                episodes.append([])
+            episodes[-1].append(n)
+        found = self.buffer.episodes("toy", frame_stack=stack)
+        assert [e.tolist() for e in found] == [[n % self.capacity for n in e] for e in episodes]
+        steps = [n for e in episodes for n in e]
+        stacks = self.buffer.observations(
+            "toy", np.array(steps, np.int64) % self.capacity, frame_stack=stack
+        )
+        assert ids(stacks) == [self.model.stack(self.model.chain(n, 0, stack)) for n in steps]
 
     def teardown(self) -> None:
         if hasattr(self, "writer"):

@@ -21,4 +21,6 @@ def toy_collect(path: Path, make_env=toy_env.make, progress=False, seed=5, **cha
 
 
 def contents(path: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(path)): p.read_bytes() for p in path.rglob("*") if p.is_file()}
+    """All there is but the count of roll-backs, which is not data: a resumed domain has more."""
+    files = (p for p in path.rglob("*") if p.is_file() and p.name != "epoch")
+    return {str(p.relative_to(path)): p.read_bytes() for p in files}

@@ -31,6 +31,27 @@ def ring_capacity(config: FinetuneConfig, frame_stack: int) -> int:
     return min(2 * config.agent_steps, kept + 2 * (LONGEST_EPISODE + 1))
 
 
+class _Latest:
+    """The slots of the newest n transitions, in a ring: number 0 is the oldest."""
+
+    def __init__(self, n: int) -> None:
+        self._slots = np.empty(n, np.int64)
+        self._added = 0
+
+    def add(self, slot: int) -> None:
+        self._slots[self._added % len(self._slots)] = slot
+        self._added += 1
+
+    def __len__(self) -> int:
+        return min(self._added, len(self._slots))
+
+    def slots(self, number: NDArray[np.int64]) -> NDArray[np.int64]:
+        return self._slots[(self._added - len(self) + number) % len(self._slots)]
+
+    def oldest(self) -> int:
+        return int(self.slots(np.array(0)))
+
+
 class AgentReplay:
     """The latest `replay_capacity` transitions of a task, sampled as the frozen encoder's features.
 
@@ -75,6 +96,9 @@ class AgentReplay:
         except BaseException:
             self.writer.close()
             raise
+        self._latest = _Latest(config.replay_capacity)
+        for slot in self._transitions():
+            self._latest.add(int(slot))
         self._needed = self._oldest_needed()
         self._features: Tensor | None = None
         if config.encode == "stored":
@@ -113,15 +137,14 @@ class AgentReplay:
     ) -> None:
         self._require_room()
         self.writer.append(frame, action, reward, discount, state, last)
+        self._latest.add((self.steps - 1) % self.buffer.capacity(self.config.task))
         self._store(features)
 
     def sample(self) -> FeatureBatch:
         """A batch of the latest transitions, encoded: features [B, F]."""
         task, c = self.config.task, self.config
-        latest = self._latest()
-        chosen = latest[
-            torch.randint(len(latest), (c.batch_size,), generator=self.generator).numpy()
-        ]
+        number = torch.randint(len(self._latest), (c.batch_size,), generator=self.generator)
+        chosen = self._latest.slots(number.numpy())
         if self._features is None:
             batch = self.buffer.gather(
                 task,
@@ -150,18 +173,17 @@ class AgentReplay:
     def close(self) -> None:
         self.writer.close()
 
-    def _latest(self) -> NDArray[np.int64]:
-        """The slots of the transitions to learn from, oldest first."""
+    def _transitions(self) -> NDArray[np.int64]:
+        """The slots of the transitions to learn from, oldest first, found in the buffer."""
         stack = self.extractor.frame_stack
         slots = self.buffer.indices(self.config.task, frame_stack=stack)
         return slots[-self.config.replay_capacity :]
 
     def _oldest_needed(self) -> int:
         """The first step of which a stack in `_latest` has a frame."""
-        latest = self._latest()
-        if len(latest) == 0:
+        if len(self._latest) == 0:
             return self.steps
-        age = (self.steps - 1 - int(latest[0])) % self.buffer.capacity(self.config.task)
+        age = (self.steps - 1 - self._latest.oldest()) % self.buffer.capacity(self.config.task)
         return max(0, self.steps - 1 - age - self.extractor.frame_stack)
 
     def _rewind(self, steps: int, transitions: int) -> None:
@@ -178,8 +200,9 @@ class AgentReplay:
             raise self._lost(f"an episode that ends before step {steps}", "none")
         while self.steps > steps:
             self.writer.discard_last_episode()
-        if len(self._latest()) != transitions:
-            raise self._lost(f"{transitions} transitions", f"{len(self._latest())}")
+        found = len(self._transitions())
+        if found != transitions:
+            raise self._lost(f"{transitions} transitions", f"{found}")
 
     def _lost(self, wanted: str, got: str) -> CheckpointError:
         return CheckpointError(
@@ -202,7 +225,7 @@ class AgentReplay:
     def _encode_stored(self) -> None:
         assert self._features is not None
         task, stack = self.config.task, self.extractor.frame_stack
-        latest = self._latest()
+        latest = self._transitions()
         for slot in np.union1d(latest, (latest - 1) % len(self._features)):
             # One at a time, as in acting: another batch size rounds otherwise.
             obs = self.buffer.observations(task, np.array([slot]), frame_stack=stack)

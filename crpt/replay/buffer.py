@@ -2,44 +2,45 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from crpt.replay import manifest
-from crpt.replay.files import FileStore
-from crpt.replay.store import Array, DomainSpec, Store
+from crpt.replay.memory import require_memory
+from crpt.replay.places import Directory, Memory, create_memory
+from crpt.replay.sampling import (
+    Index,
+    Rows,
+    Samples,
+    draw_seed,
+    gather,
+    num_threads,
+    raise_unless_done,
+)
+from crpt.replay.spec import DomainSpec
+from crpt.replay.store import Array, Store
 from crpt.replay.writer import WhenFull, Writer
 
 if TYPE_CHECKING:  # a process that only writes does not wait for torch
     import torch
     from torch import Tensor
 
-Index = NDArray[np.int64]
+    from crpt.replay.batch import Batch, Views
+    from crpt.replay.resident import ResidentCopy
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Transitions of one domain."""
-
-    obs: Tensor  # [B, K*3, H, W], oldest frame first
-    action: Tensor  # [B, A], float32
-    reward: Tensor  # [B], float32
-    discount: Tensor  # [B], float32: 0 where the episode terminated
-    next_obs: Tensor  # [B, K*3, H, W]
-
-
-class ReplayBuffer:
+class ReplayBuffer(Samples):
     """Steps of several domains, in memory or in a dataset directory.
 
-    Any number of readers, one writer a domain. A slot is a step's place in the arrays. A transition
-    is named by the slot of its second step, which holds its action, reward, discount and next
-    frame. Stacks repeat an episode's first frame, and never cross episodes or the ring's seam.
+    Any number of processes may sample, and any number write: they open the directory, or are sent
+    the buffer, for one in memory shares it with those that it is sent to (multiprocessing, spawn).
+
+    A slot is a step's place in the arrays. A transition is named by the slot of its last step,
+    which holds its next frame, and for one step its action, reward and discount. Stacks repeat an
+    episode's first frame, and never cross episodes or the ring's seam.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class ReplayBuffer:
         self.path = path
         self.metadata = dict(metadata)
         self._stores = stores
-        self._transitions: dict[str, tuple[tuple[int, int, int], Index]] = {}
+        self._transitions: dict[str, tuple[tuple[int, ...], Index]] = {}
 
     @classmethod
     def create(
@@ -63,13 +64,16 @@ class ReplayBuffer:
         Raises:
             FileExistsError: there is something at `path` already.
             DatasetFullError: the disk has no room for all the slots.
+            NotEnoughMemoryError: memory has none.
         """
         metadata = dict(metadata or {})
         manifest.check_names(domains)
-        if path is None:
-            return cls(None, {name: Store(spec) for name, spec in domains.items()}, metadata)
-        manifest.create(Path(path), domains, metadata)
-        return cls.open(path)
+        if path is not None:
+            manifest.create(Path(path), domains, metadata)
+            return cls.open(path)
+        require_memory(sum(spec.capacity * spec.bytes_per_step() for spec in domains.values()))
+        stores = {name: Store(create_memory(spec), spec) for name, spec in domains.items()}
+        return cls(None, stores, metadata)
 
     @classmethod
     def open(cls, path: str | Path) -> ReplayBuffer:
@@ -81,10 +85,17 @@ class ReplayBuffer:
         """
         path = Path(path)
         domains, metadata = manifest.read(path)
-        stores: dict[str, Store] = {
-            name: FileStore(manifest.directory(path, name), spec) for name, spec in domains.items()
+        stores = {
+            name: Store(Directory(manifest.directory(path, name)), spec)
+            for name, spec in domains.items()
         }
         return cls(path, stores, metadata)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.path is not None:
+            return ReplayBuffer.open, (self.path,)
+        places = {name: (store.place, store.spec) for name, store in self._stores.items()}
+        return _received, (places, self.metadata)
 
     def add_domain(self, domain: str, spec: DomainSpec) -> None:
         """Adds an empty domain; safe against other processes that add theirs at the same time."""
@@ -92,10 +103,10 @@ class ReplayBuffer:
         if self.path is None:
             if domain in self._stores:
                 raise ValueError(f"domain should be a new one, got {domain}")
-            self._stores[domain] = Store(spec)
+            self._stores[domain] = Store(create_memory(spec), spec)
         else:
             manifest.add_domain(self.path, domain, spec)
-            self._stores[domain] = FileStore(manifest.directory(self.path, domain), spec)
+            self._stores[domain] = Store(Directory(manifest.directory(self.path, domain)), spec)
 
     @property
     def domains(self) -> tuple[str, ...]:
@@ -106,129 +117,91 @@ class ReplayBuffer:
         return self._store(domain).spec
 
     def cursor(self, domain: str) -> int:
-        """Steps committed so far, overwritten ones included."""
-        return self._store(domain).window()[1]
+        """Steps counted so far, overwritten ones included. An exclusive writer has committed all of
+        them; shared ones may be writing the newest, and leave a gap where one died."""
+        return self._store(domain).ring().head()
 
     def capacity(self, domain: str) -> int:
         """Slots that the domain has now."""
         return len(self.arrays(domain)["is_first"])
 
     def arrays(self, domain: str) -> Mapping[str, Array]:
-        """frames, actions, rewards, discounts, is_first, is_last, states: [capacity, ...].
+        """The arrays of `DomainSpec.fields` by name: [capacity, ...].
 
         Read-only, and good until the domain gets longer or shorter: ask again rather than keep it.
         """
         return self._store(domain).view()
 
-    def writer(self, domain: str, when_full: WhenFull = "overwrite") -> Writer:
-        """Opens the domain for appending, from the end of its last whole episode.
+    def writer(
+        self, domain: str, when_full: WhenFull = "overwrite", *, shared: bool = False
+    ) -> Writer:
+        """Opens the domain for appending.
+
+        Args:
+            domain: any number of domains may be written at once.
+            when_full: overwrite the oldest steps, or grow.
+            shared: one of any number of writers, rather than the only one.
 
         Raises:
-            DatasetLockedError: it already has a writer.
+            DatasetLockedError: it has a writer that excludes this one.
         """
-        store = self._store(domain)
-        self._transitions.pop(domain, None)
-        return Writer(store, when_full)
+        return Writer(self._store(domain), when_full, shared)
 
-    def num_transitions(self, domain: str) -> int:
-        return len(self.indices(domain))
+    def num_transitions(self, domain: str, *, frame_stack: int = 3, n_step: int = 1) -> int:
+        return len(self.indices(domain, frame_stack=frame_stack, n_step=n_step))
 
-    def indices(self, domain: str, *, frame_stack: int = 3) -> Index:
+    def indices(self, domain: str, *, frame_stack: int = 3, n_step: int = 1) -> Index:
         """The slots of all transitions whose stacks of frames are whole, oldest first."""
-        store = self._store(domain)
-        key = (*store.window(), frame_stack)
+        _require_counts(frame_stack, n_step)
+        ring = self._store(domain).ring()
+        key = (ring.head(), ring.epoch(), frame_stack, n_step)
         cached = self._transitions.get(domain)
-        if cached is None or cached[0] != key:
-            steps = np.arange(_oldest(store, frame_stack) + 1, key[1])
-            slots = steps % store.capacity
-            cached = (key, slots[~store.arrays["is_first"][slots]])
-            self._transitions[domain] = cached
-        return cached[1]
+        if cached is not None and cached[0] == key:
+            return cached[1]
+        found = ring.transitions(n_step, frame_stack)
+        found.flags.writeable = False
+        # A step that is being written now will be there without a change of the key.
+        if ring.count_whole() == min(key[0], self._store(domain).capacity):
+            self._transitions[domain] = (key, found)
+        return found
 
     def episodes(self, domain: str, *, frame_stack: int = 3) -> list[Index]:
-        """The slots of each episode, oldest first, the last one perhaps still open.
+        """The slots of each episode, oldest first, some perhaps still open or cut.
 
         Of an episode that is partly overwritten, the slots whose stack of frames is still whole.
         """
-        store = self._store(domain)
-        slots = np.arange(_oldest(store, frame_stack), store.window()[1]) % store.capacity
-        starts = np.flatnonzero(store.arrays["is_first"][slots])
-        return [part for part in np.split(slots, starts) if len(part)]
-
-    def sample(
-        self,
-        domain: str,
-        batch_size: int,
-        *,
-        frame_stack: int = 3,
-        pad: int = 4,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str = "cpu",
-        generator: torch.Generator | None = None,
-    ) -> Batch:
-        """Transitions drawn uniformly with replacement, obs and next_obs each under its own shift.
-
-        Args:
-            domain: the ring to draw from.
-            batch_size: B, at least 1.
-            frame_stack: K, frames in an observation.
-            pad: largest shift in pixels; 0: none.
-            dtype: of obs and next_obs; none: uint8. Floating types are scaled to [0, 1].
-            device: where the batch goes.
-            generator: on the CPU; none: torch's default one.
-        """
-        import torch
-
-        if batch_size < 1:
-            raise ValueError(f"batch_size should be at least 1, got {batch_size}")
-        _check_generator(generator)
-        valid = self.indices(domain, frame_stack=frame_stack)
-        if len(valid) == 0:
-            raise ValueError(f"{domain} has no transitions to sample from")
-        chosen = valid[torch.randint(len(valid), (batch_size,), generator=generator).numpy()]
-        return self.gather(
-            domain,
-            chosen,
-            frame_stack=frame_stack,
-            pad=pad,
-            dtype=dtype,
-            device=device,
-            generator=generator,
-        )
+        _require_counts(frame_stack, 1)
+        slots, number = self._store(domain).ring().episodes(frame_stack)
+        order = np.argsort(number, kind="stable")  # shared writers' steps lie between each other
+        starts = np.flatnonzero(np.diff(number[order])) + 1
+        return [part for part in np.split(slots[order], starts) if len(part)]
 
     def gather(
         self,
         domain: str,
         slots: Index,
         *,
+        n_step: int = 1,
+        gamma: float | None = None,
         frame_stack: int = 3,
         pad: int = 4,
         dtype: torch.dtype | None = None,
-        device: torch.device | str = "cpu",
+        device: torch.device | str | None = None,
         generator: torch.Generator | None = None,
+        out: Batch | None = None,
     ) -> Batch:
         """The transitions of given slots, some of `indices`; otherwise like `sample`."""
-        import torch
+        from crpt.replay.batch import Views
+        from crpt.replay.sampling import _send
 
-        if pad < 0:
-            raise ValueError(f"pad should be at least 0, got {pad}")
-        _check_generator(generator)
+        views = Views.of(frame_stack, pad, dtype, n_step, gamma)
         store = self._store(domain)
         slots = _check_slots(store, slots)
-        shifts: tuple[Tensor | None, Tensor | None] = (None, None)
-        if pad > 0:
-            both = torch.randint(-pad, pad + 1, (2, len(slots), 2), generator=generator)
-            shifts = (both[0], both[1])
-        before = (slots - 1) % store.capacity
-        obs, next_obs = (
-            _stacks(store, ends, frame_stack, shift, pad, dtype).to(device)
-            for ends, shift in ((before, shifts[0]), (slots, shifts[1]))
-        )
-        action, reward, discount = (
-            torch.from_numpy(store.arrays[name][slots]).to(device)
-            for name in ("actions", "rewards", "discounts")
-        )
-        return Batch(obs, action, reward, discount, next_obs)
+        batch, to = self._where_to({domain: store.spec}, len(slots), views, device, out)
+        batch.domain.zero_()
+        rows = Rows(domain, 0, len(slots), draw_seed(generator), slots)
+        self._fill(batch, rows, views, num_threads())
+        return _send(batch, to)
 
     def observations(
         self,
@@ -239,10 +212,38 @@ class ReplayBuffer:
         dtype: torch.dtype | None = None,
         device: torch.device | str = "cpu",
     ) -> Tensor:
-        """The stacks that end in given slots of `episodes`, not shifted: [N] -> [N, K*3, H, W]."""
+        """The stacks that end in given slots of `episodes`, not shifted: [N] -> [N, K*C, H, W]."""
+        import torch
+
+        from crpt.replay.batch import DTYPES, Views, empty_stacks
+
+        views = Views.of(frame_stack, 0, dtype, 1, None)
         store = self._store(domain)
         slots = _check_slots(store, slots)
-        return _stacks(store, slots, frame_stack, None, 0, dtype).to(device)
+        out = empty_stacks(store.spec, len(slots), views)
+        status, row = store.ring().sample(
+            slots.ctypes.data, 0, len(slots), frame_stack, 0, 1.0, 0, views.dtype.itemsize,
+            DTYPES.get(views.dtype, 0), out.data_ptr(), 0, 0, 0, 0, 0, 0, 0, 0, num_threads(),
+        )  # fmt: skip
+        raise_unless_done(status, row, domain, slots, frame_stack, 1)
+        return out.to(torch.device(device))
+
+    def resident(
+        self, device: torch.device | str, domains: Iterable[str] | None = None
+    ) -> ResidentCopy:
+        """A copy of the domains, all if none are named, whose frames are on a device.
+
+        Raises NotEnoughMemoryError if they do not fit.
+        """
+        import torch
+
+        from crpt.replay.resident import ResidentCopy
+
+        names = self.domains if domains is None else tuple(domains)
+        return ResidentCopy({name: self._store(name) for name in names}, torch.device(device))
+
+    def _fill(self, batch: Batch, rows: Rows, views: Views, threads: int) -> None:
+        gather(self._store(rows.domain).ring(), batch, rows, views, threads)
 
     def _store(self, domain: str) -> Store:
         if domain not in self._stores:
@@ -250,41 +251,17 @@ class ReplayBuffer:
         return self._stores[domain]
 
 
-def _oldest(store: Store, frame_stack: int) -> int:
-    """The oldest step whose stack is whole: a first one, or one with K - 1 before it."""
-    if frame_stack < 1:
-        raise ValueError(f"frame_stack should be at least 1, got {frame_stack}")
-    floor, committed = store.window()
-    whole = min(floor + frame_stack - 1, committed)
-    for step in range(floor, whole):
-        if store.arrays["is_first"][step % store.capacity]:
-            return step
-    return whole
+def _received(
+    places: Mapping[str, tuple[Memory, DomainSpec]], metadata: Mapping[str, Any]
+) -> ReplayBuffer:
+    stores = {name: Store(place, spec) for name, (place, spec) in places.items()}
+    return ReplayBuffer(None, stores, metadata)
 
 
-def _stacks(
-    store: Store,
-    slots: Index,
-    frame_stack: int,
-    shifts: Tensor | None,
-    pad: int,
-    dtype: torch.dtype | None,
-) -> Tensor:
-    import torch
-
-    from crpt.ops import frame_stack as stack_frames
-
-    index = np.empty((len(slots), frame_stack), np.int64)
-    index[:, -1] = slots
-    for k in range(frame_stack - 2, -1, -1):
-        newer = index[:, k + 1]
-        is_first = store.arrays["is_first"][newer]
-        index[:, k] = np.where(is_first, newer, (newer - 1) % store.capacity)
-    with warnings.catch_warnings():
-        # The frames are mapped read-only, and only read.
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        frames = torch.from_numpy(np.asarray(store.arrays["frames"]))
-    return stack_frames(frames, torch.from_numpy(index), shifts, pad, dtype or torch.uint8)
+def _require_counts(frame_stack: int, n_step: int) -> None:
+    for name, value in (("frame_stack", frame_stack), ("n_step", n_step)):
+        if value < 1:
+            raise ValueError(f"{name} should be at least 1, got {value}")
 
 
 def _check_slots(store: Store, slots: Index) -> Index:
@@ -293,12 +270,7 @@ def _check_slots(store: Store, slots: Index) -> Index:
         raise TypeError(
             f"slots should be a vector of ints, got {slots.dtype} of shape {list(slots.shape)}"
         )
-    kept = min(store.window()[1], store.capacity)
+    kept = min(store.ring().head(), store.capacity)
     if len(slots) and (slots.min() < 0 or slots.max() >= kept):
         raise ValueError(f"slots should be in [0, {kept}), got {slots.min()} to {slots.max()}")
-    return slots
-
-
-def _check_generator(generator: torch.Generator | None) -> None:
-    if generator is not None and generator.device.type != "cpu":
-        raise ValueError(f"generator should be on the cpu, got {generator.device}")
+    return np.ascontiguousarray(slots, np.int64)

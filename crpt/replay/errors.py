@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+REMEDY = "restore it from a copy, or remove the dataset and collect it again"
+
 
 class DatasetError(RuntimeError):
     """A dataset cannot be used as asked; nothing on disk was changed."""
@@ -23,7 +25,15 @@ class DatasetLockedError(DatasetError):
 
 
 class DatasetFullError(DatasetError):
-    """The disk has no room for the next steps; those already committed are whole."""
+    """No room for the next steps, on the disk or in memory; those already committed are whole."""
+
+
+class NotEnoughMemoryError(DatasetError, MemoryError):
+    """What was asked for would not fit into the memory that is available; nothing was allocated."""
+
+
+class OverwrittenError(DatasetError):
+    """Writers overwrite steps faster than they can be read: the ring is too small for them."""
 
 
 def require_disk_space(path: Path, nbytes: int) -> None:

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from crpt.replay.errors import DatasetCorruptError, DatasetVersionError, require_disk_space
-from crpt.replay.files import create_files
-from crpt.replay.store import DomainSpec
+from crpt.replay.places import create_directory
+from crpt.replay.spec import DomainSpec
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _FILE = "dataset.json"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:/-]*")
 
@@ -49,7 +49,7 @@ def create(path: Path, domains: Mapping[str, DomainSpec], metadata: Mapping[str,
     try:
         draft.mkdir()
         for name, spec in domains.items():
-            create_files(directory(draft, name), spec)
+            create_directory(directory(draft, name), spec)
         _write(draft, domains, metadata)
         draft.rename(path)
     except BaseException:
@@ -66,7 +66,7 @@ def add_domain(path: Path, domain: str, spec: DomainSpec) -> None:
         require_disk_space(path, spec.capacity * spec.bytes_per_step())
         # What lies there without an entry is the rest of an attempt that was killed.
         shutil.rmtree(directory(path, domain), ignore_errors=True)
-        create_files(directory(path, domain), spec)
+        create_directory(directory(path, domain), spec)
         _write(path, {**domains, domain: spec}, metadata)
 
 

@@ -1,125 +1,188 @@
-"""The storage of one domain: an array per field, a slot per step, and the cursor that commits them.
-
-The step numbered n lives in slot n % capacity. It holds frame_n and the action, reward and discount
-that led to it; the first step of an episode holds zeros and a discount of 1.
-
-The cursor is three words. One writer stores to them, each with one aligned 8-byte store; any number
-of readers, in any process, load them:
-
-    committed   steps before it are whole: stored after the step's data
-    sealed      end of the last whole episode: stored after its data, before `committed`
-    floor       oldest step not yet overwritten: stored before the overwriting
-
-So a writer killed at any moment leaves [floor, committed) whole, and its successor goes on from
-`sealed`.
-"""
+"""The storage of one domain: its files mapped into memory, and the lock of its writers."""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import mmap
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from math import prod
-from typing import Any
+from io import FileIO
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from crpt.replay.errors import DatasetLockedError
+from crpt.replay.core import Ring
+from crpt.replay.errors import REMEDY, DatasetCorruptError, DatasetLockedError
+from crpt.replay.memory import require_memory
+from crpt.replay.npy import map_array, read_length, resize_array
+from crpt.replay.places import CURSOR, EPOCH, WORD_BYTES, Place
+from crpt.replay.spec import DomainSpec
 
 Array = NDArray[Any]
-COMMITTED, SEALED, FLOOR = range(3)
-CURSOR_WORDS = 3
+Access = Literal["read", "exclusive", "shared"]
 
-
-@dataclass(frozen=True, kw_only=True)
-class DomainSpec:
-    """What a step of a domain looks like, and how many of them are kept."""
-
-    capacity: int
-    """Slots: steps kept, the first frame of every episode included."""
-    action_shape: tuple[int, ...]
-    state_shape: tuple[int, ...] = (0,)
-    """Shape of the simulator state stored beside each frame."""
-    frame_shape: tuple[int, int, int] = (3, 84, 84)
-    """[C, H, W] of one frame."""
-    camera: int | str | None = None
-    """The simulator's camera that drew the frames, where that is known."""
-
-    def __post_init__(self) -> None:
-        _require_dimension("capacity", self.capacity, 1)
-        for name in ("action_shape", "state_shape", "frame_shape"):
-            shape = tuple(getattr(self, name))
-            object.__setattr__(self, name, shape)  # a list, as JSON has it, becomes a tuple
-            for size in shape:
-                _require_dimension(name, size, 1 if name == "frame_shape" else 0)
-        if len(self.frame_shape) != 3:
-            raise ValueError(f"frame_shape should be [C, H, W], got {list(self.frame_shape)}")
-
-    def fields(self) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
-        """Data type and shape of one slot of every array."""
-        return {
-            "frames": (np.dtype(np.uint8), self.frame_shape),
-            "actions": (np.dtype(np.float32), self.action_shape),
-            "rewards": (np.dtype(np.float32), ()),
-            "discounts": (np.dtype(np.float32), ()),
-            "is_first": (np.dtype(np.bool_), ()),
-            "is_last": (np.dtype(np.bool_), ()),
-            "states": (np.dtype(np.float64), self.state_shape),
-        }
-
-    def bytes_per_step(self) -> int:
-        return sum(dtype.itemsize * prod(shape) for dtype, shape in self.fields().values())
-
-
-def _require_dimension(name: str, value: object, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name} should be made of ints, got {type(value).__name__}")
-    if value < least:
-        raise ValueError(f"{name} should be at least {least}, got {value}")
+_MAP_ATTEMPTS = 5
+_LOCK_SECONDS = 1.0
+_MADV_POPULATE_WRITE = 23  # Linux 5.14; Python has no name for it
 
 
 class Store:
-    """The arrays and the cursor of one domain; this one lives in memory and in one process."""
+    """The arrays and the ring of one domain. Readers map the files read-only.
 
-    def __init__(self, spec: DomainSpec) -> None:
+    Writers hold the lock on the cursor while they are open: an exclusive one alone, shared ones
+    together. No write waits for it.
+    """
+
+    def __init__(self, place: Place, spec: DomainSpec, access: Access = "read") -> None:
+        self.place = place
         self.spec = spec
-        self.arrays: dict[str, Array] = {
-            name: np.zeros((spec.capacity, *shape), dtype)
-            for name, (dtype, shape) in spec.fields().items()
-        }
-        self.cursor: NDArray[np.uint64] = np.zeros(CURSOR_WORDS, np.uint64)
-        self._locked = False
+        self.access = access
+        self._lock: FileIO | None = None
+        if access != "read":
+            self._lock = place.open(CURSOR, write=True)
+        try:
+            self._open()
+        except BaseException:
+            self.release()
+            raise
 
     @property
     def capacity(self) -> int:
+        """Slots that are mapped now."""
         return len(self.arrays["is_first"])
 
-    def window(self) -> tuple[int, int]:
-        """The steps [floor, committed) that can be read, oldest first."""
-        committed = int(self.cursor[COMMITTED])
-        return min(int(self.cursor[FLOOR]), committed), committed
-
-    def resize(self, capacity: int) -> None:
-        """Changes the number of slots. Only while no step was overwritten, or slots would move."""
-        for name, array in self.arrays.items():
-            resized = np.zeros((capacity, *array.shape[1:]), array.dtype)
-            kept = min(capacity, len(array))
-            resized[:kept] = array[:kept]
-            self.arrays[name] = resized
-
-    def writable(self) -> Store:
-        """The store to write through, locked against other writers until `release`."""
-        if self._locked:
-            raise DatasetLockedError("the domain already has a writer; close it first")
-        self._locked = True
-        return self
-
-    def release(self) -> None:
-        self._locked = False
+    def ring(self) -> Ring:
+        """The ring, mapped again if another process made the files longer."""
+        if self._ring.head() > self.capacity and self._size() != self._mapped_size:
+            self._map()
+        return self._ring
 
     def view(self) -> Mapping[str, Array]:
         """The arrays, read-only."""
+        if self._size() != self._mapped_size:  # another process made the files longer or shorter
+            self._map()
         views = {name: array.view() for name, array in self.arrays.items()}
         for array in views.values():
             array.flags.writeable = False
         return views
+
+    def resize(self, capacity: int) -> None:
+        """Changes the number of slots. Only while no step was overwritten, or slots would move."""
+        if self.place.in_memory:
+            require_memory((capacity - self.capacity) * self.spec.bytes_per_step())
+        for name in self.spec.fields():
+            with self.place.open(name, write=True) as file:
+                resize_array(file, self.place.label(name), self.spec, name, capacity)
+        self._map()
+
+    def writable(self, *, shared: bool = False) -> Store:
+        """The store to write through, locked until `release`."""
+        return Store(self.place, self.spec, "shared" if shared else "exclusive")
+
+    def populate(self) -> None:
+        """Maps every page now, so that no write to memory waits for a page fault."""
+        for memory in self._memory:
+            with contextlib.suppress(OSError):
+                memory.madvise(_MADV_POPULATE_WRITE)
+
+    def release(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def _open(self) -> None:
+        if self.access == "read":
+            self._map_what_is_plausible()
+            return
+        alone = self._try_lock(fcntl.LOCK_EX)
+        if not alone and self.access == "exclusive":
+            raise self._locked()
+        if alone:
+            self._map_what_is_plausible()
+            # What a killed writer left in the middle; no other one is there.
+            self._ring.repair()
+        if self.access == "shared":
+            self._lock_shared()
+            self._map_what_is_plausible()
+
+    def _lock_shared(self) -> None:
+        # Another shared writer that opens just now holds the lock alone for a moment.
+        deadline = time.monotonic() + _LOCK_SECONDS
+        while not self._try_lock(fcntl.LOCK_SH):
+            if time.monotonic() > deadline:
+                raise self._locked()
+            time.sleep(0.001)
+
+    def _try_lock(self, kind: int) -> bool:
+        assert self._lock is not None
+        try:
+            fcntl.flock(self._lock, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def _locked(self) -> DatasetLockedError:
+        return DatasetLockedError(
+            f"{self.place.label(CURSOR)} says that the domain is being written by another process "
+            "or another writer; wait for it, or stop it (writers opened with shared=True may be "
+            "many)"
+        )
+
+    def _size(self) -> int:
+        return self.place.size("is_first")
+
+    def _map_what_is_plausible(self) -> None:
+        # A writer that makes the files longer just now counts more than was mapped before.
+        for attempt in range(_MAP_ATTEMPTS):
+            self._map()
+            if self._ring.is_plausible():
+                return
+            time.sleep(0.01 * (attempt + 1 < _MAP_ATTEMPTS))
+        raise DatasetCorruptError(
+            f"{self.place.label(CURSOR)} does not fit the stamps of its {self.capacity} slots "
+            f"({self._ring.head()} steps counted, {self._ring.count_whole()} found); {REMEDY}"
+        )
+
+    def _map(self) -> None:
+        # A writer that makes the files shorter just now can make one look cut short.
+        for _ in range(_MAP_ATTEMPTS - 1):
+            try:
+                self._try_to_map()
+                return
+            except (ValueError, DatasetCorruptError):
+                time.sleep(0.01)
+        self._try_to_map()
+
+    def _try_to_map(self) -> None:
+        write = self.access != "read"
+        with contextlib.ExitStack() as stack:
+            files = {
+                name: stack.enter_context(self.place.open(name, write=write))
+                for name in (*self.spec.fields(), CURSOR, EPOCH)
+            }
+            mapped_size = self._size()
+            # Where a resize was cut short the files differ; what was committed is in all of them.
+            capacity = min(
+                read_length(files[name], self.place.label(name), self.spec, name)
+                for name in self.spec.fields()
+            )
+            mapped = {
+                name: map_array(files[name], self.spec, name, capacity, write=write)
+                for name in self.spec.fields()
+            }
+            head, epoch = (self._map_word(name, files[name], write) for name in (CURSOR, EPOCH))
+        self.arrays: dict[str, Array] = {name: array for name, (array, _) in mapped.items()}
+        self._memory = [memory for _, memory in mapped.values() if memory is not None]
+        self._mapped_size = mapped_size
+        self._ring = Ring({**self.arrays, "head": head, "epoch": epoch})
+
+    def _map_word(self, name: str, file: FileIO, write: bool) -> Array:
+        size = self.place.size(name)
+        if size != WORD_BYTES:
+            raise DatasetCorruptError(
+                f"{self.place.label(name)} should have {WORD_BYTES} bytes, got {size}; {REMEDY}"
+            )
+        access = mmap.ACCESS_WRITE if write else mmap.ACCESS_READ
+        return np.frombuffer(mmap.mmap(file.fileno(), WORD_BYTES, access=access), "<u8")

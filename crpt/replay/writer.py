@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
-from crpt.replay.store import COMMITTED, FLOOR, SEALED, Store
+from crpt.replay.core import RingWriter
+from crpt.replay.store import Store
 
 WhenFull = Literal["overwrite", "grow"]
 _GROWTH = 1024  # steps by which a growing domain gets longer: 22 MB of 84x84 frames
@@ -16,70 +17,101 @@ _GROWTH = 1024  # steps by which a growing domain gets longer: 22 MB of 84x84 fr
 class Writer:
     """begin(frame, state), append(frame, action, reward, discount, state, last), ..., begin(...)
 
-    The only writer of its domain while it is open. It starts at the end of the last whole episode:
-    what a killed writer left of a cut one is dropped. Every step is committed, and readable, when
-    its call returns.
+    An exclusive writer is the only one of its domain while it is open. It starts at the end of the
+    last whole episode: what a killed writer left of a cut one is dropped. Shared writers are any
+    number, in any processes, each with an episode of its own; a cut episode's transitions stay.
+
+    Every step is whole, and readable, when its call returns. A writer is used by one thread at a
+    time.
     """
 
-    def __init__(self, store: Store, when_full: WhenFull = "overwrite") -> None:
+    def __init__(self, store: Store, when_full: WhenFull, shared: bool) -> None:
         if when_full not in ("overwrite", "grow"):
             raise ValueError(f"when_full should be overwrite or grow, got {when_full!r}")
-        self._store = store.writable()
+        if shared and when_full == "grow":
+            raise ValueError("when_full should be overwrite for a shared writer, got grow")
+        self._store = store.writable(shared=shared)
         self._when_full = when_full
-        self._open = False  # an episode has begun and not ended
-        self._closed = False
-        self._roll_back(int(self._store.cursor[SEALED]))
-        if when_full == "grow" and int(self._store.cursor[FLOOR]) > 0:
-            self.close()
-            raise ValueError(
-                "when_full should be overwrite for a domain that has overwritten steps, got grow"
-            )
+        self._shared = shared
+        try:
+            self._core: Any = self._begin_where_it_ended()
+        except BaseException:
+            self._store.release()
+            raise
 
-    def begin(self, frame: np.ndarray[Any, Any], state: np.ndarray[Any, Any] | None = None) -> None:
-        """Commits the first step of an episode: its frame, zeros, discount 1."""
-        if self._open:
-            raise RuntimeError("the episode has not ended; append its last step before begin()")
-        self._commit(frame, 0.0, 0.0, 1.0, state, first=True, last=False)
+    def begin(self, frame: NDArray[np.uint8], state: ArrayLike | None = None) -> None:
+        """Commits the first step of an episode: its frame, zeros, discount 1.
+
+        Args:
+            frame: uint8 [C, H, W].
+            state: numbers [*state_shape]; none: zeros.
+        """
+        if not self._core.begin(frame, state):
+            self._grow(_GROWTH)
+            self._core.begin(frame, state)
 
     def append(
         self,
-        frame: np.ndarray[Any, Any],
-        action: np.ndarray[Any, Any],
+        frame: NDArray[np.uint8],
+        action: ArrayLike,
         reward: float,
         discount: float,
-        state: np.ndarray[Any, Any] | None = None,
+        state: ArrayLike | None = None,
         last: bool = False,
     ) -> None:
         """Commits the next step: the frame, and the action, reward and discount that led to it.
 
         A discount of 0 says that the episode terminated; `last` with another one, that it was cut.
         """
-        if not self._open:
-            raise RuntimeError("no episode has begun; call begin() before append()")
-        self._require("action", action, self._store.spec.action_shape)
-        self._commit(frame, action, reward, discount, state, first=False, last=last)
+        if not self._core.append(frame, action, reward, discount, state, last):
+            self._grow(_GROWTH)
+            self._core.append(frame, action, reward, discount, state, last)
+
+    def extend(
+        self,
+        frames: NDArray[np.uint8],
+        actions: ArrayLike,
+        rewards: ArrayLike,
+        discounts: ArrayLike,
+        states: ArrayLike | None = None,
+        last: bool = False,
+    ) -> None:
+        """append() of n steps, one after the other, faster.
+
+        Args:
+            frames: uint8 [n, C, H, W].
+            actions: numbers [n, *action_shape].
+            rewards, discounts: numbers [n].
+            states: numbers [n, *state_shape]; none: zeros.
+            last: whether the n-th step ends the episode.
+        """
+        steps = (frames, actions, rewards, discounts, states, last)
+        done = self._core.extend(*steps, 0)
+        while done < len(frames):
+            self._grow(max(_GROWTH, len(frames) - done))
+            done += self._core.extend(*steps, done)
 
     def discard_last_episode(self) -> None:
         """Takes the newest episode away again, ended or not."""
-        floor, committed = self._store.window()
-        is_first = self._store.arrays["is_first"]
-        for step in range(committed - 1, floor - 1, -1):
-            if is_first[step % len(is_first)]:
-                self._roll_back(step)
-                return
-        self._roll_back(floor)
+        if self._shared:
+            raise RuntimeError("discard_last_episode() is for writers with shared=False")
+        start = self._core.start_of_last_episode()
+        if start is None:
+            raise RuntimeError(
+                "the newest episode cannot be discarded: steps of other writers lie among its own"
+            )
+        self._core.roll_back(start)
 
     def fit(self, more: int) -> None:
         """Makes a growing domain's arrays end `more` steps after the newest one."""
         if self._when_full != "grow":
             raise RuntimeError("fit() is for writers with when_full=grow")
         # Also where the capacity is right: a kill may have left some of the files longer.
-        self._store.resize(int(self._store.cursor[COMMITTED]) + more)
+        self._resize(max(1, self._store.ring().head() + more))
 
     def close(self) -> None:
-        if not self._closed:
-            self._closed = True
-            self._open = False
+        if not isinstance(self._core, _Closed):
+            self._core = _Closed()
             self._store.release()
 
     def __enter__(self) -> Writer:
@@ -88,60 +120,27 @@ class Writer:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _roll_back(self, step: int) -> None:
-        # Shrinking order: a reader between two of these stores sees fewer steps, never wrong ones.
-        cursor = self._store.cursor
-        if int(cursor[SEALED]) > step:
-            cursor[SEALED] = step
-        cursor[COMMITTED] = step
-        cursor[FLOOR] = min(int(cursor[FLOOR]), step)
-        self._open = False
+    def _begin_where_it_ended(self) -> RingWriter:
+        ring = self._store.ring()
+        if self._when_full == "grow" and ring.head() > self._store.capacity:
+            raise ValueError(
+                "when_full should be overwrite for a domain that has overwritten steps, got grow"
+            )
+        if self._when_full == "overwrite" and self._store.place.in_memory:
+            self._store.populate()
+        core = RingWriter(ring, shared=self._shared, overwrites=self._when_full == "overwrite")
+        if not self._shared:
+            core.roll_back(core.end_of_whole_episodes())
+        return core
 
-    def _require(self, name: str, value: Any, shape: tuple[int, ...]) -> None:
-        got = np.shape(value)
-        if got != shape:
-            raise ValueError(f"{name} should be {list(shape)}, got {list(got)}")
+    def _grow(self, steps: int) -> None:
+        self._resize(self._store.capacity + steps)
 
-    def _commit(
-        self,
-        frame: np.ndarray[Any, Any],
-        action: np.ndarray[Any, Any] | float,
-        reward: float,
-        discount: float,
-        state: np.ndarray[Any, Any] | None,
-        *,
-        first: bool,
-        last: bool,
-    ) -> None:
-        if self._closed:
-            raise RuntimeError("the writer is closed")
-        spec, store = self._store.spec, self._store
-        if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8:
-            got = frame.dtype if isinstance(frame, np.ndarray) else type(frame).__name__
-            raise TypeError(f"frame should be a uint8 array, got {got}")
-        self._require("frame", frame, spec.frame_shape)
-        state = np.zeros(spec.state_shape) if state is None else state
-        self._require("state", state, spec.state_shape)
-        if not math.isfinite(reward):
-            raise ValueError(f"reward should be finite, got {reward}")
-        if not 0.0 <= discount <= 1.0:
-            raise ValueError(f"discount should be in [0, 1], got {discount}")
-        step = int(store.cursor[COMMITTED])
-        if step - int(store.cursor[FLOOR]) >= store.capacity:
-            if self._when_full == "grow":
-                store.resize(store.capacity + _GROWTH)
-            else:
-                store.cursor[FLOOR] = step - store.capacity + 1
-        slot = step % store.capacity
-        arrays = store.arrays
-        arrays["frames"][slot] = frame
-        arrays["actions"][slot] = action
-        arrays["rewards"][slot] = reward
-        arrays["discounts"][slot] = discount
-        arrays["is_first"][slot] = first
-        arrays["is_last"][slot] = last
-        arrays["states"][slot] = state
-        if last:
-            store.cursor[SEALED] = step + 1
-        store.cursor[COMMITTED] = step + 1
-        self._open = not last
+    def _resize(self, capacity: int) -> None:
+        self._store.resize(capacity)
+        self._core.move(self._store.ring())
+
+
+class _Closed:
+    def __getattr__(self, name: str) -> Any:
+        raise RuntimeError("the writer is closed")

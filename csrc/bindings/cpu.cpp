@@ -10,6 +10,7 @@
 #include <memory>
 #include <string>
 
+#include "bindings/replay.h"
 #include "kernels/dispatch.h"
 #include "kernels/frame_stack.h"
 #include "kernels/intrinsic_loss.h"
@@ -299,7 +300,7 @@ void transpose(Address in, Address out, int64_t rows, int64_t columns, int64_t s
 }  // namespace
 
 PYBIND11_MODULE(_cpu, module) {
-  module.doc() = "The CPU kernels; use crpt.ops.";
+  module.doc() = "The CPU kernels and the replay's storage; use crpt.ops and crpt.replay.";
   // Chosen here, so that a wrong CRPT_ISA fails the import and not the first call.
   module.attr("isa") = crpt::isa_name(crpt::isa());
   module.attr("avx512_hidden_from_mkl") = crpt::avx512_hidden_from_mkl();
@@ -323,4 +324,5 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("empty_pool", &crpt::empty_pool);
   module.def("pooled_bytes", &crpt::pooled_bytes);
   module.def("transpose", &transpose);
+  bind_replay(module);
 }

@@ -98,7 +98,8 @@ template <typename T>
 void typed(const FrameStackArgs& args) {
   const int64_t pixels = args.height * args.width, frames = args.batch * args.stack;
   const int64_t count = frames * args.channels * pixels;
-  const bool streamed = count * static_cast<int64_t>(sizeof(T)) >= kStreamedBytes;
+  const int64_t bytes = count * static_cast<int64_t>(sizeof(T));
+  const bool streamed = (bytes > args.whole_bytes ? bytes : args.whole_bytes) >= kStreamedBytes;
   const int team = team_size(args.threads, count);
   const RowShift plane(args.height, args.width, 1);
   const int64_t stage_bytes = plane.stage_bytes() + kCastBytes + plane.stage_bytes();

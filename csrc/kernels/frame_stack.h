@@ -21,6 +21,7 @@ struct FrameStackArgs {
   int64_t frame_count, batch, stack, channels, height, width;
   int64_t pad;
   int threads;
+  int64_t whole_bytes = 0;  // of the result that out is one part of, where it is
 };
 
 CRPT_KERNEL(BadValue, frame_stack, FrameStackArgs)

@@ -1,0 +1,138 @@
+"""Batches drawn ahead by a thread: the kernels under it release the GIL."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import weakref
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import torch
+
+from crpt.replay.batch import Batch, Views
+from crpt.replay.sampling import Samples, num_threads, require_at_least
+
+_POLL_SECONDS = 0.1
+
+
+def step_seed(seed: int, step: int) -> int:
+    """The 64-bit seed of one step's batch."""
+    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0])
+
+
+class Batches:
+    """An iterator; its thread ends with it, with an error, or with close()."""
+
+    def __init__(
+        self,
+        source: Samples,
+        domain: str | Mapping[str, float],
+        batch_size: int,
+        views: Views,
+        *,
+        seed: int,
+        start: int,
+        stop: int | None,
+        prefetch: int,
+        device: torch.device | str | None,
+    ) -> None:
+        require_at_least("seed", seed, 0)
+        require_at_least("start", start, 0)
+        require_at_least("prefetch", prefetch, 1)
+        target = None if device is None else torch.device(device)
+        threads = num_threads()  # a new thread would ask OpenMP, and get another answer
+
+        def draw(step: int) -> Batch:
+            return source._sample(
+                domain, batch_size, views, step_seed(seed, step), target, threads=threads
+            )
+
+        self._ready: queue.Queue[Any] = queue.Queue(prefetch)
+        self._stop = threading.Event()
+        self._target = target
+        self._over = False
+        self._thread = threading.Thread(
+            target=_draw_ahead,
+            args=(draw, start, stop, target, self._ready, self._stop),
+            name="crpt-batches",
+            daemon=True,
+        )
+        # The thread knows the queue, not this object: dropping this one stops it.
+        self._finalizer = weakref.finalize(self, self._stop.set)
+        self._thread.start()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Batch:
+        if self._over:
+            raise StopIteration
+        item = self._ready.get()
+        if item is None or isinstance(item, BaseException):
+            self.close()
+            if item is None:
+                raise StopIteration
+            raise item
+        batch, copied = item
+        if copied is not None:
+            stream = torch.cuda.current_stream(batch.obs.device)
+            stream.wait_event(copied)
+            for _, tensor in batch.tensors():
+                tensor.record_stream(stream)
+        return batch
+
+    def close(self) -> None:
+        """Stops the thread; what it has drawn ahead is dropped."""
+        self._over = True
+        self._stop.set()
+        self._thread.join()
+        while not self._ready.empty():
+            self._ready.get_nowait()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _draw_ahead(
+    draw: Callable[[int], Batch],
+    start: int,
+    stop: int | None,
+    device: torch.device | None,
+    ready: queue.Queue[Any],
+    stopped: threading.Event,
+) -> None:
+    stream = None
+    if device is not None and device.type == "cuda":
+        stream = torch.cuda.Stream(device)
+    step = start
+    while not stopped.is_set() and (stop is None or step < stop):
+        try:
+            with torch.cuda.stream(stream):  # none: nothing happens
+                item: Any = (draw(step), None if stream is None else stream.record_event())
+        except BaseException as error:
+            item = error
+        if not _put(item, ready, stopped) or isinstance(item, BaseException):
+            return
+        step += 1
+    _put(None, ready, stopped)
+
+
+def _put(item: Any, ready: queue.Queue[Any], stopped: threading.Event) -> bool:
+    while not stopped.is_set():
+        try:
+            ready.put(item, timeout=_POLL_SECONDS)
+            return True
+        except queue.Full:
+            continue
+    return False

@@ -1,0 +1,143 @@
+"""A copy of domains whose frames are on a GPU, and are gathered there."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from crpt.replay.batch import Batch, Views
+from crpt.replay.core import Ring
+from crpt.replay.errors import NotEnoughMemoryError, megabytes
+from crpt.replay.memory import require_memory
+from crpt.replay.sampling import Rows, Samples, call
+from crpt.replay.spec import DomainSpec
+from crpt.replay.store import Store
+
+_COPIED_AT_ONCE = 1 << 26  # bytes
+
+
+class ResidentCopy(Samples):
+    """What some domains held when it was made; draws the same batches as they did then."""
+
+    def __init__(self, stores: Mapping[str, Store], device: torch.device) -> None:
+        self.device = device
+        filled = {name: _filled(store) for name, store in stores.items()}
+        _require_room(
+            sum(slots * _frame_bytes(stores[name].spec) for name, slots in filled.items()), device
+        )
+        self._specs_by_name = {name: store.spec for name, store in stores.items()}
+        self._frames: dict[str, Tensor] = {}
+        self._rings: dict[str, Ring] = {}
+        for name, store in stores.items():
+            self._frames[name], self._rings[name] = _copy(store, filled[name], device)
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        return tuple(self._rings)
+
+    def spec(self, domain: str) -> DomainSpec:
+        if domain not in self._specs_by_name:
+            raise ValueError(f"domain should be one of {list(self.domains)}, got {domain!r}")
+        return self._specs_by_name[domain]
+
+    def num_transitions(self, domain: str, *, frame_stack: int = 3) -> int:
+        self.spec(domain)
+        return len(self._rings[domain].transitions(1, frame_stack))
+
+    @property
+    def _own_device(self) -> torch.device:
+        return self.device
+
+    def _fill(self, batch: Batch, rows: Rows, views: Views, threads: int) -> None:
+        from crpt.ops import frame_stack
+
+        count = rows.end - rows.begin
+        scalars = _on_host(batch, rows)
+        index = torch.empty((2, count, views.frame_stack), dtype=torch.int64)
+        shifts = torch.empty((2, count, 2), dtype=torch.int64)
+        call(
+            self._rings[rows.domain], scalars,
+            Rows(rows.domain, 0, count, rows.seed, rows.slots), views, threads,
+            obs_index=index[0].data_ptr(), next_index=index[1].data_ptr(),
+            shifts=shifts.data_ptr(),
+        )  # fmt: skip
+        where = slice(rows.begin, rows.end)
+        index, shifts = index.to(self.device), shifts.to(self.device)
+        frames = self._frames[rows.domain]
+        for i, target in enumerate((batch.obs, batch.next_obs)):
+            shift = shifts[i] if views.pad > 0 else None
+            target[where] = frame_stack(frames, index[i], shift, views.pad, views.dtype)
+        for name in ("action", "reward", "discount"):
+            getattr(batch, name)[where] = getattr(scalars, name).to(self.device)
+
+
+def _on_host(batch: Batch, rows: Rows) -> Batch:
+    """A batch for the scalars of these rows."""
+    count, nothing = rows.end - rows.begin, torch.empty(0)
+    return Batch(
+        obs=nothing,
+        action=torch.empty((count, *batch.action.shape[1:])),
+        reward=torch.empty(count),
+        discount=torch.empty(count),
+        next_obs=nothing,
+        domain=nothing,
+        domains=batch.domains,
+        widths=batch.widths,
+    )
+
+
+def _copy(store: Store, filled: int, device: torch.device) -> tuple[Tensor, Ring]:
+    ring = store.ring()
+    epoch = ring.epoch()
+    words: dict[str, Any] = {
+        "head": np.array([ring.head()], np.uint64),
+        "epoch": np.zeros(1, np.uint64),
+    }
+    before = np.array(store.arrays["stamps"])
+    copies = {
+        name: np.array(array) for name, array in store.arrays.items() if name not in ("frames",)
+    }
+    frames = _copy_frames(store.arrays["frames"][:filled], device)
+    # What was overwritten meanwhile is left out.
+    after = np.array(store.arrays["stamps"])
+    copies["stamps"] = np.where((before == after) & (ring.epoch() == epoch), before, 0)
+    copies["stamps"][filled:] = 0
+    # The ring wants the frames' shape alone: their mapping is never read.
+    return frames, Ring({**copies, **words, "frames": store.arrays["frames"]})
+
+
+def _copy_frames(frames: np.ndarray[Any, Any], device: torch.device) -> Tensor:
+    copy = torch.empty(frames.shape, dtype=torch.uint8, device=device)
+    rows = max(1, _COPIED_AT_ONCE // max(1, frames[:1].nbytes))
+    with warnings.catch_warnings():
+        # The frames are mapped read-only, and only read.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        for begin in range(0, len(frames), rows):
+            part = torch.from_numpy(frames[begin : begin + rows])
+            copy[begin : begin + rows].copy_(part)
+    return copy
+
+
+def _filled(store: Store) -> int:
+    return max(1, min(store.ring().head(), store.capacity))
+
+
+def _frame_bytes(spec: DomainSpec) -> int:
+    return int(np.prod(spec.frame_shape))
+
+
+def _require_room(nbytes: int, device: torch.device) -> None:
+    if device.type == "cpu":
+        require_memory(nbytes, "the copy")
+    elif device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        if nbytes > free:
+            raise NotEnoughMemoryError(
+                f"the copy needs {megabytes(nbytes)} of {device}, but {megabytes(free)} are free; "
+                "name fewer domains, or sample from the buffer itself"
+            )

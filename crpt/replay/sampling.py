@@ -1,0 +1,335 @@
+"""Drawing batches: what a buffer and its copy on a GPU have in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import isfinite
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crpt.replay.core import Ring
+from crpt.replay.errors import OverwrittenError
+from crpt.replay.spec import DomainSpec
+
+if TYPE_CHECKING:  # a process that only writes does not wait for torch
+    import torch
+    from torch import Tensor
+
+    from crpt.replay.batch import Batch, Views
+    from crpt.replay.prefetch import Batches
+
+Index = NDArray[np.int64]
+
+_WORD = 1 << 64
+_GOLDEN = 0x9E3779B97F4A7C15
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows [begin, end) of a batch: transitions of one domain, drawn, or those of given slots."""
+
+    domain: str
+    begin: int
+    end: int
+    seed: int
+    slots: Index | None = None
+
+
+class Samples(ABC):
+    """Something that holds domains to draw transitions from."""
+
+    @property
+    @abstractmethod
+    def domains(self) -> tuple[str, ...]: ...
+
+    @abstractmethod
+    def spec(self, domain: str) -> DomainSpec: ...
+
+    @abstractmethod
+    def _fill(self, batch: Batch, rows: Rows, views: Views, threads: int) -> None:
+        """Writes these rows into the batch."""
+
+    @property
+    def _own_device(self) -> torch.device | None:
+        """Where batches come to be; none: on the CPU, and they are sent from there."""
+        return None
+
+    def sample(
+        self,
+        domain: str | Mapping[str, float],
+        batch_size: int,
+        *,
+        n_step: int = 1,
+        gamma: float | None = None,
+        frame_stack: int = 3,
+        pad: int = 4,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        generator: torch.Generator | None = None,
+        out: Batch | None = None,
+    ) -> Batch:
+        r"""Transitions drawn uniformly with replacement, obs and next_obs each under its own shift.
+
+        .. math::
+            reward = \sum_{i=1}^n \Big(\prod_{j<i} \gamma d_j\Big) r_i, \qquad
+            discount = \prod_{i=1}^n \gamma d_i
+
+        over the n steps from obs to next_obs, all of one episode; action is that of the first.
+        The batch is a function of what is stored and of one number drawn from the generator,
+        whatever the number of threads.
+
+        Args:
+            domain: the ring to draw from; or a mixture, weights by domain: each domain's share of
+                the rows is its weight's share on average, and within one row of that every time.
+            batch_size: B, at least 1.
+            n_step: n, steps of a transition. Those with fewer left in the episode are not drawn.
+            gamma: in [0, 1]; needed for n > 1, otherwise 1 if none.
+            frame_stack: K, frames in an observation; an episode's first is repeated.
+            pad: largest shift in pixels; 0: none.
+            dtype: of obs and next_obs; none: uint8. Floating types are scaled to [0, 1].
+            device: where the batch goes; none: where out is, otherwise the CPU.
+            generator: on the CPU; none: torch's default one.
+            out: a batch of `empty`, or an earlier one, to write into and return.
+
+        Raises:
+            ValueError: there is nothing to draw, or an argument is not as above.
+            OverwrittenError: writers overwrite the steps faster than they can be read.
+        """
+        from crpt.replay.batch import Views
+
+        views = Views.of(frame_stack, pad, dtype, n_step, gamma)
+        return self._sample(domain, batch_size, views, draw_seed(generator), device, out)
+
+    def empty(
+        self,
+        domain: str | Mapping[str, float],
+        batch_size: int,
+        *,
+        frame_stack: int = 3,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str = "cpu",
+        pin_memory: bool = False,
+    ) -> Batch:
+        """A batch for `out` of `sample`, its values undefined."""
+        import torch
+
+        from crpt.replay.batch import Views, empty_batch
+
+        views = Views.of(frame_stack, 0, dtype, 1, None)
+        return empty_batch(
+            self._specs(domain), batch_size, views, device=torch.device(device),
+            pin_memory=pin_memory,
+        )  # fmt: skip
+
+    def batches(
+        self,
+        domain: str | Mapping[str, float],
+        batch_size: int,
+        *,
+        seed: int,
+        start: int = 0,
+        stop: int | None = None,
+        prefetch: int = 2,
+        n_step: int = 1,
+        gamma: float | None = None,
+        frame_stack: int = 3,
+        pad: int = 4,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Batches:
+        """The batches of steps start, start + 1, ..., stop - 1, drawn ahead by a thread.
+
+        The batch of a step is a function of what is stored when it is drawn, of the seed and of the
+        step. Close the iterator, or use it in a `with`, when it is not used to its end.
+
+        Args:
+            seed, start: integers of at least 0.
+            stop: none: never.
+            prefetch: batches drawn ahead, at least 1.
+            domain, batch_size, n_step, gamma, frame_stack, pad, dtype, device: as of `sample`. What
+                goes to a GPU passes through pinned memory, on a stream of its own.
+        """
+        from crpt.replay.batch import Views
+        from crpt.replay.prefetch import Batches
+
+        views = Views.of(frame_stack, pad, dtype, n_step, gamma)
+        self._specs(domain)  # its errors come now, not from the thread
+        require_at_least("batch_size", batch_size, 1)
+        return Batches(
+            self, domain, batch_size, views,
+            seed=seed, start=start, stop=stop, prefetch=prefetch, device=device,
+        )  # fmt: skip
+
+    def _sample(
+        self,
+        domain: str | Mapping[str, float],
+        batch_size: int,
+        views: Views,
+        seed: int,
+        device: torch.device | str | None = None,
+        out: Batch | None = None,
+        threads: int | None = None,
+    ) -> Batch:
+        from crpt.replay.batch import shares
+
+        require_at_least("batch_size", batch_size, 1)
+        specs = self._specs(domain)
+        batch, result = self._where_to(specs, batch_size, views, device, out)
+        weights = dict.fromkeys(specs, 1.0) if isinstance(domain, str) else domain
+        counts = shares(weights, batch_size, (seed * _GOLDEN % _WORD) / _WORD)
+        begin = 0
+        for i, (name, count) in enumerate(zip(specs, counts, strict=True)):
+            batch.domain[begin : begin + count] = i
+            if count > 0:
+                rows = Rows(name, begin, begin + count, (seed + i * _GOLDEN) % _WORD)
+                self._fill(batch, rows, views, threads or num_threads())
+            begin += count
+        return _send(batch, result)
+
+    def _where_to(
+        self,
+        specs: Mapping[str, DomainSpec],
+        batch_size: int,
+        views: Views,
+        device: torch.device | str | None,
+        out: Batch | None,
+    ) -> tuple[Batch, Batch | torch.device]:
+        """The batch to fill, and that or the device which it is then sent to."""
+        import torch
+
+        from crpt.replay.batch import check_out, empty_batch
+
+        if out is not None:
+            check_out(out, empty_batch(specs, batch_size, views, device=torch.device("meta")))
+            if device is not None and torch.device(device) != out.obs.device:
+                raise ValueError(f"device should be that of out, {out.obs.device}, got {device}")
+        own = self._own_device or torch.device("cpu")
+        target = torch.device(device or own) if out is None else out.obs.device
+        if target == own:
+            batch = out or empty_batch(specs, batch_size, views, device=own)
+            return batch, batch
+        pinned = own.type == "cpu" and target.type == "cuda"
+        batch = empty_batch(specs, batch_size, views, device=own, pin_memory=pinned)
+        return batch, out or target
+
+    def _specs(self, domain: str | Mapping[str, float]) -> dict[str, DomainSpec]:
+        if isinstance(domain, str):
+            return {domain: self.spec(domain)}
+        if not isinstance(domain, Mapping):
+            raise TypeError(
+                f"domain should be a name or weights by name, got {type(domain).__name__}"
+            )
+        if not domain:
+            raise ValueError("domain should name at least one domain, got none")
+        for name, weight in domain.items():
+            if not (isfinite(weight) and weight > 0):
+                raise ValueError(f"the weight of {name} should be positive, got {weight}")
+        return {name: self.spec(name) for name in domain}
+
+
+def _send(batch: Batch, to: Batch | torch.device) -> Batch:
+    from crpt.replay.batch import Batch
+
+    if to is batch:
+        return batch
+    if isinstance(to, Batch):
+        for (_, tensor), (_, target) in zip(batch.tensors(), to.tensors(), strict=True):
+            target.copy_(tensor, non_blocking=True)
+        return to
+    sent: dict[str, Any] = {
+        name: tensor.to(to, non_blocking=True) for name, tensor in batch.tensors()
+    }
+    return Batch(**sent, domains=batch.domains, widths=batch.widths)
+
+
+def gather(ring: Ring, batch: Batch, rows: Rows, views: Views, threads: int) -> None:
+    """Rows of a batch on the CPU, frames included."""
+    place = {"obs": address(batch.obs, rows.begin), "next_obs": address(batch.next_obs, rows.begin)}
+    call(ring, batch, rows, views, threads, **place)
+
+
+def call(
+    ring: Ring,
+    batch: Batch,
+    rows: Rows,
+    views: Views,
+    threads: int,
+    *,
+    obs: int = 0,
+    next_obs: int = 0,
+    obs_index: int = 0,
+    next_index: int = 0,
+    shifts: int = 0,
+) -> None:
+    """The scalars of rows, and what has an address."""
+    import torch
+
+    from crpt.replay.batch import DTYPES
+
+    action, count = batch.action, rows.end - rows.begin
+    width = ring_width(action)
+    if len(batch.widths) > 1:
+        action[rows.begin : rows.end, batch.widths[batch.domains.index(rows.domain)] :] = 0
+    uint8 = views.dtype is torch.uint8
+    status, row = ring.sample(
+        0 if rows.slots is None else rows.slots.ctypes.data, rows.seed, count, views.frame_stack,
+        views.n_step, views.gamma, views.pad, views.dtype.itemsize,
+        0 if uint8 else DTYPES[views.dtype], obs, next_obs, address(action, rows.begin), width,
+        address(batch.reward, rows.begin), address(batch.discount, rows.begin), obs_index,
+        next_index, shifts, threads,
+    )  # fmt: skip
+    raise_unless_done(status, row, rows.domain, rows.slots, views.frame_stack, views.n_step)
+
+
+def ring_width(action: Tensor) -> int:
+    """Numbers from one row to the next."""
+    return action.stride(0) if action.dim() > 1 else 1
+
+
+def address(tensor: Tensor, row: int) -> int:
+    return tensor.data_ptr() + row * tensor.stride(0) * tensor.element_size()
+
+
+def raise_unless_done(
+    status: str, row: int, domain: str, slots: Index | None, frame_stack: int, n_step: int
+) -> None:
+    if status == "done":
+        return
+    what = f"{frame_stack} stacked frames" + (f" and {n_step} steps" if n_step > 1 else "")
+    if status == "empty":
+        raise ValueError(f"{domain} has no transitions to sample from, of {what}")
+    if status == "not_whole":
+        assert slots is not None
+        raise ValueError(
+            f"slots should hold whole ones of {domain} with {what}, got {slots[row]} at [{row}], "
+            "which does not, or no longer"
+        )
+    if status == "overrun":
+        raise OverwrittenError(
+            f"{domain} is overwritten faster than its steps can be read; give it more capacity"
+        )
+    raise MemoryError(f"no memory to gather a batch of {domain}")
+
+
+def draw_seed(generator: torch.Generator | None) -> int:
+    """The one number that a call takes from the generator."""
+    import torch
+
+    if generator is not None and generator.device.type != "cpu":
+        raise ValueError(f"generator should be on the cpu, got {generator.device}")
+    return int(torch.empty((), dtype=torch.int64).random_(generator=generator))
+
+
+def num_threads() -> int:
+    import torch
+
+    return torch.get_num_threads()
+
+
+def require_at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ValueError(f"{name} should be at least {least}, got {value}")

@@ -1,0 +1,112 @@
+// One domain's ring of steps, in arrays that threads and processes share.
+//
+// Every step has a ticket, its number. The step with ticket t lies in slot t % capacity of every
+// array. Three kinds of words, each an aligned 8-byte atomic, say what can be relied on:
+//
+//   head      tickets handed out: no step with this ticket or a later one exists
+//   stamps    per slot, which step lies there: 0 none; busy(t) while t is being written; whole(t)
+//   epoch     roll-backs begun, the only event that makes a ticket come twice
+//
+// Writing. Shared writers: any number, in any threads and processes. Exclusive writer: the only
+// one. The file lock that keeps the two kinds apart is taken when a writer opens, never by a write.
+//
+//   1  shared: t = head.fetch_add(1), relaxed; exclusive: t = head
+//   2  stamps[slot]: older whole(.) or 0 -> busy(t), by one CAS, acquire. The acquire pairs with 5
+//   of
+//      the step that is overwritten, so that its stores and ours do not mix. Where the slot is
+//      still busy (its writer stalled or died a lap ago) or newer than t (we stalled), ticket t
+//      stays without a step, and the writer takes the next one. Exclusive: a store.
+//   3  fence, release
+//   4  the fields, relaxed
+//   5  stamps[slot] = whole(t), release
+//   6  exclusive: head = t + 1, release. So what lies before it is whole: the commit word.
+//
+// Reading. Any number of threads and processes, at the same time as writers; readers never write.
+//
+//   1  e = epoch, acquire; a ticket t below head
+//   2  stamps[slot] == whole(t), acquire: pairs with 5, the fields are those of t or of a later
+//   step 3  the fields: scalars relaxed, frames by the plain loads of a vectorised kernel 4  fence,
+//   acquire: pairs with 3 of a later writer. Whoever read one of its fields sees its busy(.)
+//      now, and the epoch of the roll-back before it
+//   5  stamps[slot] == whole(t) and epoch == e, relaxed; otherwise what was read is thrown away
+//
+// The plain loads of frames race with the stores of a writer that overwrites them, as in every
+// seqlock: the result is then thrown away, and no value read from a frame is used as an index.
+//
+// Rolling back to ticket s (exclusive writer): epoch + 1; fence, release; stamps of tickets >= s to
+// 0, newest first; head = s. A writer killed on the way leaves a tail that is not whole, and
+// whoever opens next begins again.
+//
+// Progress. Exclusive append: wait-free. Shared append: wait-free where fetch_add is (x86-64,
+// ARMv8.1; lock-free elsewhere): at most `capacity` tickets, then it fails. A writer that dies
+// costs one slot, until a writer opens while no other has the domain open. Sample: lock-free; a row
+// is read again only if a writer overwrote it meanwhile, and after a bounded number of times the
+// sample fails. Rolling back, repairing and growing: by the one exclusive writer, and no reader
+// waits for them.
+//
+// The arrays may come from anybody. Every ticket read from them is checked before it leads
+// anywhere.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+
+namespace crpt::replay {
+
+using Ticket = uint64_t;
+
+constexpr uint64_t kBusy = uint64_t{1} << 63;
+// Far from where whole(t) would look busy.
+constexpr Ticket kLastTicket = uint64_t{1} << 62;
+
+constexpr uint64_t whole(Ticket t) { return t + 1; }
+constexpr uint64_t busy(Ticket t) { return kBusy | (t + 1); }
+constexpr bool is_busy(uint64_t stamp) { return (stamp & kBusy) != 0; }
+// One more than the ticket; 0: none.
+constexpr uint64_t count_of(uint64_t stamp) { return stamp & ~kBusy; }
+
+static_assert(sizeof(uint64_t) == 8 && sizeof(float) == 4 && sizeof(double) == 8);
+static_assert(std::atomic_ref<uint64_t>::is_always_lock_free);
+static_assert(std::atomic_ref<uint64_t>::required_alignment == 8);
+static_assert(std::atomic_ref<float>::is_always_lock_free);
+static_assert(std::atomic_ref<uint8_t>::is_always_lock_free);
+static_assert(count_of(busy(5)) == whole(5) && is_busy(busy(0)) && !is_busy(whole(kLastTicket)));
+
+struct Ring {
+  uint64_t* head;
+  uint64_t* epoch;
+  uint64_t* stamps;    // [capacity]
+  uint64_t* previous;  // [capacity]: ticket of the step before in its episode; its own for a first
+  uint8_t* frames;     // [capacity, frame_bytes]
+  float* actions;      // [capacity, action_size]
+  float* rewards;
+  float* discounts;
+  uint8_t* is_first;
+  uint8_t* is_last;
+  double* states;  // [capacity, state_size]
+  uint64_t capacity;
+  size_t frame_bytes, action_size, state_size;
+
+  uint64_t slot(Ticket t) const { return t % capacity; }
+  // The oldest ticket whose slot no later one has taken.
+  Ticket oldest(Ticket end) const { return end > capacity ? end - capacity : 0; }
+};
+
+// Loads work on memory that is mapped read-only, too: at these sizes they are plain instructions.
+template <typename T>
+T load(const T* word, std::memory_order order = std::memory_order_relaxed) {
+  return std::atomic_ref<T>(*const_cast<T*>(word)).load(order);
+}
+template <typename T>
+void store(T* word, T value, std::memory_order order = std::memory_order_relaxed) {
+  std::atomic_ref<T>(*word).store(value, order);
+}
+
+inline Ticket head_of(const Ring& ring) { return load(ring.head, std::memory_order_acquire); }
+inline uint64_t epoch_of(const Ring& ring) { return load(ring.epoch, std::memory_order_acquire); }
+inline bool is_whole(const Ring& ring, Ticket t) {
+  return load(ring.stamps + ring.slot(t), std::memory_order_acquire) == whole(t);
+}
+
+}  // namespace crpt::replay
