@@ -222,7 +222,7 @@ def test_bf16_follows_fp32(buffer, tmp_path):
 
 
 def test_standardised_embeddings_leave_the_plateau_and_learn_the_state(buffer, tmp_path):
-    config = replace(small.PRETRAIN, rounds=60, batch_size=48, log_every=30, checkpoint_every=60)
+    config = replace(small.PRETRAIN, rounds=70, batch_size=48, log_every=35, checkpoint_every=70)
     with warnings.catch_warnings():
         warnings.simplefilter("error", PlateauWarning)
         run, _ = run_all(config, buffer, tmp_path)

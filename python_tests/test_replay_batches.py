@@ -71,9 +71,9 @@ def test_n_steps_ask_for_a_discount():
         buffer.sample("toy", 4, n_step=0)
     with pytest.raises(TypeError, match="n_step should be an int, got float"):
         buffer.sample("toy", 4, n_step=2.0, gamma=0.9)
-    with pytest.raises(ValueError, match="no transitions to sample from, of 3 .* and 7 steps"):
+    with pytest.raises(ValueError, match=r"no transitions to sample from, of 3 .* and 7 steps"):
         buffer.sample("toy", 4, n_step=7, gamma=0.9)
-    with pytest.raises(ValueError, match="slots should hold whole ones of toy .* got 7 at \\[1\\]"):
+    with pytest.raises(ValueError, match=r"slots should hold whole ones of toy .* got 7 at \[1\]"):
         buffer.gather("toy", np.array([8, 7]))  # a first step
 
 
@@ -279,7 +279,7 @@ def test_batches_are_sent_to_a_device(device):
 def test_a_copy_that_does_not_fit(monkeypatch):
     buffer = filled(None)
     monkeypatch.setattr(memory, "available_memory", lambda: 100)
-    with pytest.raises(replay.NotEnoughMemoryError, match="the copy needs .* of memory"):
+    with pytest.raises(replay.NotEnoughMemoryError, match=r"the copy needs .* of memory"):
         buffer.resident("cpu")
 
 

@@ -37,7 +37,7 @@ def _impl(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 def sinkhorn_cpu(scores: Tensor, temperature: float, iterations: int) -> Tensor:
     checks.sinkhorn(scores, temperature, iterations)
     scores = scores.contiguous()  # [..., B, M]
-    codes = scores.new_empty(scores.shape)
+    codes = cpu_memory.new_empty(scores, scores.shape)
     b, m = scores.shape[-2:]
     _cpu.sinkhorn(
         scores.data_ptr(), codes.data_ptr(), _DTYPE[scores.dtype], scores.numel() // (b * m), b, m,
@@ -105,7 +105,7 @@ def _prototype_loss_backward(
 ) -> Tensor:
     grad, scores, logsumexp = grad.contiguous(), scores.contiguous(), logsumexp.contiguous()
     codes = None if codes is None else codes.contiguous()
-    grad_input = scores.new_empty(scores.shape)
+    grad_input = cpu_memory.new_empty(scores, scores.shape)
     b, m = scores.shape[-2:]
     _cpu.prototype_loss_backward(
         grad.data_ptr(), scores.data_ptr(), 0 if codes is None else codes.data_ptr(),
