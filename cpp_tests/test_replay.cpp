@@ -43,6 +43,16 @@ TEST(Replay, ACutEpisodeIsRolledBack) {
   EXPECT_EQ(arrays.epoch, 1u) << "nothing was left to roll back";
 }
 
+TEST(Replay, ARollBackThatWasCutShortIsDoneAgain) {
+  for (const uint64_t zeroed : {1, 2, 3}) {
+    Arrays arrays(8);
+    Writer writer = exclusive(arrays.ring());
+    append_episode(writer, 0, 0, 2);
+    for (uint64_t t = 3 - zeroed; t < 3; ++t) arrays.stamps[t] = 0;  // newest first, then killed
+    EXPECT_EQ(end_of_whole_episodes(arrays.ring()), 0u) << zeroed;
+  }
+}
+
 TEST(Replay, ARolledBackRingMayBeEmpty) {
   Arrays arrays(2);
   Writer writer = exclusive(arrays.ring());

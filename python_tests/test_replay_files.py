@@ -293,6 +293,48 @@ def test_a_bad_file_is_named(tmp_path, case):
         ReplayBuffer.open(path)
 
 
+@pytest.mark.filterwarnings("ignore:invalid escape")  # numpy reads a header as Python
+def test_no_file_s_content_crashes_the_process(tmp_path, monkeypatch):
+    monkeypatch.setattr("crpt.replay.store._MAP_ATTEMPTS", 1)
+    chance = np.random.default_rng(0)
+    good = tmp_path / "good"
+    filled(good)
+    files = sorted(p.relative_to(good) for p in good.rglob("*") if p.is_file())
+    outcomes = []
+    for _ in range(200):
+        path = tmp_path / "bad"
+        shutil.copytree(good, path)
+        spoil_at_random(path / files[chance.integers(len(files))], chance)
+        outcomes.append(try_to_use(path))
+        shutil.rmtree(path)
+    assert 50 < outcomes.count("used") < 150
+
+
+def spoil_at_random(file: Path, chance: np.random.Generator) -> None:
+    content = bytearray(file.read_bytes())
+    if chance.random() < 0.1:
+        content = content[: chance.integers(len(content))]
+    start = 128 if len(content) > 200 and chance.random() < 0.7 else 0  # past a header, or in it
+    for _ in range(chance.integers(1, 9)):
+        if content:
+            content[chance.integers(start, len(content))] = chance.integers(256)
+    file.write_bytes(content)
+
+
+def try_to_use(path: Path) -> str:
+    try:
+        buffer = ReplayBuffer.open(path)
+        buffer.indices("toy")
+        slots = np.concatenate([*buffer.episodes("toy"), np.empty(0, np.int64)])
+        buffer.observations("toy", slots)
+        buffer.sample("toy", 16, pad=1, n_step=2, gamma=0.9)
+        with buffer.writer("toy") as writer:
+            write_episode(writer, 200, 3)
+    except (replay.DatasetError, ValueError):
+        return "refused"
+    return "used"
+
+
 # Readers beside a writer that makes the files longer
 
 

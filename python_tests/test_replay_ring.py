@@ -54,6 +54,8 @@ class Model:
         return n
 
     def roll_back_cut_episode(self) -> None:
+        if not self.steps and self.head <= self.capacity:
+            self.roll_back(0)
         newest = self.steps.get(self.head - 1)
         if newest is not None and not newest.last:
             self.roll_back(self.start_of_last_episode())

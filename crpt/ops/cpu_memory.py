@@ -52,10 +52,16 @@ def empty_cache() -> None:
     _cpu.empty_pool()
 
 
-def new_empty(like: Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
-    """like.new_empty(shape, dtype=dtype), in kept memory where it is large."""
+def new_empty(
+    like: Tensor,
+    shape: Sequence[int],
+    dtype: torch.dtype | None = None,
+    *,
+    least: int = _WORTH_KEEPING,
+) -> Tensor:
+    """like.new_empty(shape, dtype=dtype), in kept memory where it has `least` bytes or more."""
     dtype = like.dtype if dtype is None else dtype
-    if not _worth_keeping(math.prod(shape) * dtype.itemsize):
+    if not _worth_keeping(math.prod(shape) * dtype.itemsize, least):
         return like.new_empty(shape, dtype=dtype)
     return _kept(like.new_empty(shape, dtype=dtype, device="meta"), like)
 
@@ -67,9 +73,9 @@ def empty_like(like: Tensor) -> Tensor:
     return _kept(torch.empty_like(like, device="meta"), like)
 
 
-def _worth_keeping(size: int) -> bool:
+def _worth_keeping(size: int, least: int = _WORTH_KEEPING) -> bool:
     # Where torch fills fresh memory, to show who reads it, it is to do so here too.
-    return size >= _WORTH_KEEPING and not torch.are_deterministic_algorithms_enabled()
+    return size >= least and not torch.are_deterministic_algorithms_enabled()
 
 
 def _kept(meta: Tensor, like: Tensor) -> Tensor:

@@ -16,6 +16,9 @@ from crpt.replay.spec import DomainSpec
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
 """The kernels' number of each floating type."""
 
+# Bytes. Two arrays of a batch given back to malloc are returned to the system long before one is.
+_WORTH_KEEPING = 4 << 20
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -135,7 +138,7 @@ def empty_stacks(spec: DomainSpec, count: int, views: Views) -> Tensor:
 
 
 def _kept(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    return cpu_memory.new_empty(torch.empty(0), shape, dtype)
+    return cpu_memory.new_empty(torch.empty(0), shape, dtype, least=_WORTH_KEEPING)
 
 
 def check_out(out: Any, like: Batch) -> None:

@@ -33,7 +33,7 @@ def read_length(file: FileIO, label: str, spec: DomainSpec, name: str) -> int:
         stream = io.BytesIO(header)
         np.lib.format.read_magic(stream)
         got_shape, _, got_dtype = np.lib.format.read_array_header_1_0(stream)
-    except ValueError as error:
+    except Exception as error:  # numpy parses it as Python, and fails in as many ways
         raise DatasetCorruptError(f"{label} is not a .npy file ({error}); {REMEDY}") from None
     capacity = got_shape[0] if got_shape else 0
     if capacity < 1 or header != _header(spec, name, capacity):

@@ -81,8 +81,11 @@ class Memory:
         return _received, ({name: reduction.DupFd(fd) for name, fd in self._descriptors.items()},)
 
 
-def _received(descriptors: dict[str, Any]) -> Memory:
-    return Memory({name: sent.detach() for name, sent in descriptors.items()})
+def _received(sent: dict[str, Any]) -> Memory:
+    descriptors = {name: part.detach() for name, part in sent.items()}
+    for descriptor in descriptors.values():
+        os.set_inheritable(descriptor, False)
+    return Memory(descriptors)
 
 
 def _close_all(descriptors: Iterable[int]) -> None:

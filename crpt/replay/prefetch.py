@@ -68,9 +68,7 @@ class Batches:
         return self
 
     def __next__(self) -> Batch:
-        if self._over:
-            raise StopIteration
-        item = self._ready.get()
+        item = self._next()
         if item is None or isinstance(item, BaseException):
             self.close()
             if item is None:
@@ -83,6 +81,14 @@ class Batches:
             for _, tensor in batch.tensors():
                 tensor.record_stream(stream)
         return batch
+
+    def _next(self) -> Any:
+        while not self._over:
+            try:
+                return self._ready.get(timeout=_POLL_SECONDS)
+            except queue.Empty:
+                continue  # closed by another thread, perhaps
+        return None
 
     def close(self) -> None:
         """Stops the thread; what it has drawn ahead is dropped."""

@@ -238,10 +238,12 @@ def _send(batch: Batch, to: Batch | torch.device) -> Batch:
         return batch
     if isinstance(to, Batch):
         for (_, tensor), (_, target) in zip(batch.tensors(), to.tensors(), strict=True):
-            target.copy_(tensor, non_blocking=True)
+            target.copy_(tensor, non_blocking=target.device.type == "cuda")
         return to
+    # What comes from a GPU is to be there when it is returned.
+    async_ = to.type == "cuda"
     sent: dict[str, Any] = {
-        name: tensor.to(to, non_blocking=True) for name, tensor in batch.tensors()
+        name: tensor.to(to, non_blocking=async_) for name, tensor in batch.tensors()
     }
     return Batch(**sent, domains=batch.domains, widths=batch.widths)
 

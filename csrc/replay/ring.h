@@ -5,7 +5,7 @@
 //
 //   head      tickets handed out: no step with this ticket or a later one exists
 //   stamps    per slot, which step lies there: 0 none; busy(t) while t is being written; whole(t)
-//   epoch     roll-backs begun, the only event that makes a ticket come twice
+//   epoch     roll-backs so far, the only event that makes a ticket come twice
 //
 // Writing. Shared writers: any number, in any threads and processes. Exclusive writer: the only
 // one. The file lock that keeps the two kinds apart is taken when a writer opens, never by a write.
@@ -33,9 +33,11 @@
 // The plain loads of frames race with the stores of a writer that overwrites them, as in every
 // seqlock: the result is then thrown away, and no value read from a frame is used as an index.
 //
-// Rolling back to ticket s (exclusive writer): epoch + 1; fence, release; stamps of tickets >= s to
-// 0, newest first; head = s. A writer killed on the way leaves a tail that is not whole, and
-// whoever opens next begins again.
+// Rolling back to ticket s (exclusive writer): stamps of tickets >= s to 0, newest first; epoch +
+// 1, release; head = s, release. In this order: a reader that saw the new epoch sees no stamp of
+// before (reading 1), and one that saw a stamp of before and a field of after sees the new epoch
+// (reading 5). A writer killed on the way leaves a tail that is not whole, and whoever opens next
+// begins again.
 //
 // Progress. Exclusive append: wait-free. Shared append: wait-free where fetch_add is (x86-64,
 // ARMv8.1; lock-free elsewhere): at most `capacity` tickets, then it fails. A writer that dies

@@ -118,7 +118,8 @@ class Sampler {
       if (slot >= ring_.capacity) return;
       // One that is being overwritten just now is there again in a moment.
       const uint64_t stamp = load(ring_.stamps + slot, std::memory_order_acquire);
-      if (stamp != 0 && !is_busy(stamp) && ring_.slot(stamp - 1) == slot) take(row, stamp - 1);
+      const bool there = stamp != 0 && !is_busy(stamp) && stamp <= head_of(ring_);
+      if (there && ring_.slot(stamp - 1) == slot) take(row, stamp - 1);
       return;
     }
     for (uint64_t i = 0; i < kDraws; ++i) {

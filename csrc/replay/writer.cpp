@@ -77,12 +77,11 @@ void Writer::roll_back(Ticket step) {
   open_ = false;
   const Ticket head = load(ring_.head);
   if (step >= head) return;
-  store(ring_.epoch, load(ring_.epoch) + 1);
-  std::atomic_thread_fence(std::memory_order_release);
   const Ticket oldest = ring_.oldest(head);
   for (Ticket t = head; t > (step > oldest ? step : oldest); --t) {
-    store(ring_.stamps + ring_.slot(t - 1), uint64_t{0}, std::memory_order_release);
+    store(ring_.stamps + ring_.slot(t - 1), uint64_t{0});
   }
+  store(ring_.epoch, load(ring_.epoch) + 1, std::memory_order_release);
   store(ring_.head, step, std::memory_order_release);
 }
 
@@ -114,7 +113,8 @@ Ticket end_of_whole_episodes(const Ring& ring) {
   const Ticket head = load(ring.head), oldest = ring.oldest(head);
   Ticket end = head;
   while (end > oldest && !is_whole(ring, end - 1)) --end;
-  if (end == oldest) return head;  // nothing is there
+  // Nothing is there. A ring that has not gone round starts anew.
+  if (end == oldest) return oldest == 0 ? 0 : head;
   Ticket start;
   if (load(ring.is_last + ring.slot(end - 1)) != 0 ||
       !start_of_episode(ring, end - 1, oldest, &start)) {
