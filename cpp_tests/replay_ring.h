@@ -14,7 +14,7 @@
 
 namespace crpt::replay::testing {
 
-constexpr int64_t kHeight = 4, kWidth = 16;  // one channel
+constexpr int64_t kHeight = 16, kWidth = 64;  // one channel
 constexpr size_t kWords = kHeight * kWidth / 8;
 constexpr double kGamma = 0.5;
 

@@ -208,6 +208,21 @@ TEST(Replay, RandomWordsBelowABoundAreUniform) {
   static_assert(below(UINT64_MAX, 7) == 6 && below(0, 7) == 0);
 }
 
+TEST(Replay, AStepFollowsNoneThatIsLaterOrALapBefore) {
+  Arrays arrays(10);
+  Writer writer = exclusive(arrays.ring());
+  append_episode(writer, 0, 0, 9);
+  const std::vector<Ticket> all = transitions(arrays.ring(), 1, 1);
+  EXPECT_EQ(all.size(), 9u);
+  for (const uint64_t before :
+       {uint64_t{5}, uint64_t{8}, uint64_t{15}, ~uint64_t{0}, ~uint64_t{4}}) {
+    arrays.previous[5] = before;
+    std::vector<Ticket> expected = all;
+    std::erase(expected, 5u);
+    EXPECT_EQ(transitions(arrays.ring(), 1, 1), expected) << before;
+  }
+}
+
 // Words of shared memory may be anything: no crash, no read outside the arrays (AddressSanitizer),
 // no endless loop.
 TEST(Replay, HostileWordsAreHarmless) {
