@@ -14,7 +14,20 @@
 
 namespace crpt::replay::testing {
 
-constexpr int64_t kHeight = 16, kWidth = 64;  // one channel
+#if defined(__SANITIZE_THREAD__)
+#define CRPT_TSAN 1
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define CRPT_TSAN 1
+#endif
+#endif
+
+// One channel. Frames take long enough to write for readers to come in between.
+#if defined(CRPT_TSAN)
+constexpr int64_t kHeight = 4, kWidth = 16;
+#else
+constexpr int64_t kHeight = 16, kWidth = 64;
+#endif
 constexpr size_t kWords = kHeight * kWidth / 8;
 constexpr double kGamma = 0.5;
 
