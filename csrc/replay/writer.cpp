@@ -24,6 +24,11 @@ void store_values(T* to, const T* from, size_t n) {
   for (size_t i = 0; i < n; ++i) store(to + i, from == nullptr ? T{} : from[i]);
 }
 
+void begin_roll_back(const Ring& ring) {
+  store(ring.epoch, load(ring.epoch) + 1);
+  std::atomic_thread_fence(std::memory_order_release);
+}
+
 // A ticket whose slot is ours.
 bool claim(const Ring& ring, Ticket* ticket) {
   for (uint64_t attempt = 0; attempt < ring.capacity; ++attempt) {
@@ -77,8 +82,7 @@ void Writer::roll_back(Ticket step) {
   open_ = false;
   const Ticket head = load(ring_.head);
   if (step >= head) return;
-  store(ring_.epoch, load(ring_.epoch) + 1);
-  std::atomic_thread_fence(std::memory_order_release);
+  begin_roll_back(ring_);
   const Ticket oldest = ring_.oldest(head);
   for (Ticket t = head; t > (step > oldest ? step : oldest); --t) {
     store(ring_.stamps + ring_.slot(t - 1), uint64_t{0}, std::memory_order_release);
@@ -88,9 +92,12 @@ void Writer::roll_back(Ticket step) {
 
 void repair(const Ring& ring) {
   const Ticket head = load(ring.head);
+  const auto is_uncounted = [head](uint64_t stamp) { return !is_busy(stamp) && stamp > head; };
   for (uint64_t slot = 0; slot < ring.capacity; ++slot) {
     const uint64_t stamp = load(ring.stamps + slot);
-    if (is_busy(stamp) || stamp > head) store(ring.stamps + slot, uint64_t{0});
+    // Whole, and its ticket comes again: a roll-back like others.
+    if (is_uncounted(stamp)) begin_roll_back(ring);
+    if (is_busy(stamp) || is_uncounted(stamp)) store(ring.stamps + slot, uint64_t{0});
   }
 }
 
