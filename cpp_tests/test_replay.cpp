@@ -81,7 +81,6 @@ TEST(Replay, ARollBackKilledBetweenAnyTwoStoresIsBegunAgain) {
       for (uint64_t step = 0; step < length; ++step) {
         append(writer, {0, 1, step}, ended && step + 1 == length);
       }
-      store(ring.epoch, uint64_t{1});
       for (Ticket t = kept + length; t > kept + length - cleared; --t) {
         store(ring.stamps + ring.slot(t - 1), uint64_t{0});
       }

@@ -5,7 +5,7 @@
 //
 //   head      tickets handed out: no step with this ticket or a later one exists
 //   stamps    per slot, which step lies there: 0 none; busy(t) while t is being written; whole(t)
-//   epoch     roll-backs begun, the only event that makes a ticket come twice
+//   epoch     roll-backs, the only event that makes a ticket come twice
 //
 // Writing. Shared writers: any number, in any threads and processes. Exclusive writer: the only
 // one. The file lock that keeps the two kinds apart is taken when a writer opens, never by a write.
@@ -33,11 +33,13 @@
 // The plain loads of frames race with the stores of a writer that overwrites them, as in every
 // seqlock: the result is then thrown away, and no value read from a frame is used as an index.
 //
-// Rolling back to ticket s (exclusive writer): epoch + 1; fence, release; stamps of tickets >= s
-// to 0, newest first; head = s. A writer killed on the way leaves a tail that is not whole, and
-// the next exclusive writer begins again; before a shared one the tail stays as a gap. A writer
-// killed between 5 and 6 leaves a step that is whole and not counted: the next one to open rolls
-// it back.
+// Rolling back to ticket s (exclusive writer): stamps of tickets >= s to 0, newest first; epoch +
+// 1, release; head = s, release. The epoch changes after the stamps and before a ticket comes
+// again: a reader that has the new epoch sees no old stamp, and one that saw an old stamp has the
+// old epoch and finds the new one beside the fields that were written since. A writer killed on the
+// way leaves a tail that is not whole, and the next exclusive writer begins again; before a shared
+// one the tail stays as a gap. A writer killed between 5 and 6 leaves a step that is whole and not
+// counted: the next one to open rolls it back.
 //
 // Progress. Exclusive append: wait-free. Shared append: wait-free where fetch_add is (x86-64,
 // ARMv8.1; lock-free elsewhere): at most `capacity` tickets, then it fails. A writer that dies

@@ -24,9 +24,10 @@ void store_values(T* to, const T* from, size_t n) {
   for (size_t i = 0; i < n; ++i) store(to + i, from == nullptr ? T{} : from[i]);
 }
 
-void begin_roll_back(const Ring& ring) {
-  store(ring.epoch, load(ring.epoch) + 1);
-  std::atomic_thread_fence(std::memory_order_release);
+// Once the stamps are 0 and before a ticket comes again: whoever sees the new epoch no longer sees
+// the old stamps, and whoever saw those sees another epoch beside the new fields.
+void next_epoch(const Ring& ring) {
+  store(ring.epoch, load(ring.epoch) + 1, std::memory_order_release);
 }
 
 // A ticket whose slot is ours.
@@ -82,23 +83,24 @@ void Writer::roll_back(Ticket step) {
   open_ = false;
   const Ticket head = load(ring_.head);
   if (step >= head) return;
-  begin_roll_back(ring_);
   const Ticket oldest = ring_.oldest(head);
   for (Ticket t = head; t > (step > oldest ? step : oldest); --t) {
     store(ring_.stamps + ring_.slot(t - 1), uint64_t{0}, std::memory_order_release);
   }
+  next_epoch(ring_);
   store(ring_.head, step, std::memory_order_release);
 }
 
 void repair(const Ring& ring) {
   const Ticket head = load(ring.head);
   const auto is_uncounted = [head](uint64_t stamp) { return !is_busy(stamp) && stamp > head; };
+  bool rolls_back = false;
   for (uint64_t slot = 0; slot < ring.capacity; ++slot) {
     const uint64_t stamp = load(ring.stamps + slot);
-    // Whole, and its ticket comes again: a roll-back like others.
-    if (is_uncounted(stamp)) begin_roll_back(ring);
+    rolls_back |= is_uncounted(stamp);  // whole, and its ticket comes again
     if (is_busy(stamp) || is_uncounted(stamp)) store(ring.stamps + slot, uint64_t{0});
   }
+  if (rolls_back) next_epoch(ring);
 }
 
 namespace {
