@@ -280,6 +280,16 @@ TEST(CudaSinkhornLaunches, One) {
   }
 }
 
+// What a kernel may have of shared memory is set for all threads: a small item must not take it
+// from a large one that another thread is about to start. The emulation refuses that.
+TEST(CudaSinkhornLaunches, ASmallItemAfterALargeOne) {
+  for (const int64_t prototypes : {4096, 3}) {
+    std::vector<float> scores(4 * prototypes, 0.5f), codes(scores.size());
+    ASSERT_LAUNCHED(launch_sinkhorn(Dtype::kFloat32, scores.data(), codes.data(), nullptr, 1, 4,
+                                    prototypes, 0.1, 0, 1, nullptr));
+  }
+}
+
 TEST(CudaSinkhornLaunches, NoItems) {
   for (const int64_t cluster : kClusters) {
     ASSERT_LAUNCHED(launch_sinkhorn(Dtype::kFloat32, nullptr, nullptr, nullptr, 0, 2, 3, 0.1, 3,

@@ -133,9 +133,15 @@ class Device {
     const std::lock_guard lock(mutex_);
     return properties_;
   }
-  void allow_shared(const void* kernel, std::size_t bytes) {
+  // A device would take less, and then refuse another thread's launch that relied on more.
+  cudaError_t allow_shared(const void* kernel, std::size_t bytes) {
     const std::lock_guard lock(mutex_);
-    shared_allowed_[kernel] = bytes;
+    std::size_t& allowed = shared_allowed_[kernel];
+    if (bytes < allowed) {
+      return fail_with(cudaErrorInvalidValue, "less shared memory than the kernel was allowed");
+    }
+    allowed = bytes;
+    return cudaSuccess;
   }
   void set_block_limit(unsigned blocks) {
     const std::lock_guard lock(mutex_);
@@ -345,7 +351,9 @@ cudaError_t run(const cudaLaunchConfig_t& config, const void* kernel,
                 const std::function<void()>& thread) {
   return device().run(config, kernel, thread);
 }
-void allow_shared(const void* kernel, std::size_t bytes) { device().allow_shared(kernel, bytes); }
+cudaError_t allow_shared(const void* kernel, std::size_t bytes) {
+  return device().allow_shared(kernel, bytes);
+}
 void sync_group(Site site) { device().wait(State::kAtGroup, 0, site); }
 std::byte* shared_memory() { return device().shared_memory(); }
 unsigned cluster_size() { return device().cluster_size(); }

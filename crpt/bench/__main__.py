@@ -9,12 +9,13 @@ from typing import Any
 import tyro
 
 from crpt import cli
-from crpt.bench import collect, ops, pretrain
+from crpt.bench import collect, ops, pretrain, replay
 
 # Name: (its flags, what it runs; the exit code comes back).
 BENCHES: dict[str, tuple[type[Any], Callable[[Any], int]]] = {
     "ops": (ops.OpsArguments, ops.ops_command),
     "collect": (collect.CollectArguments, collect.collect_command),
+    "replay": (replay.ReplayArguments, replay.replay_command),
     "pretrain": (pretrain.PretrainArguments, pretrain.pretrain_command),
 }
 

@@ -10,6 +10,12 @@ import torch
 from crpt.ops.schemas import LIBRARY
 
 _C: Any = torch._C
+# torch >= 2.7 has it in C++.
+_any_requires_grad: Callable[..., bool] = getattr(
+    _C, "_any_requires_grad", lambda *args: any(getattr(x, "requires_grad", False) for x in args)
+)
+# torch.func.vmap of 2.6 knows no gradient that is None; that of 2.13 does.
+_MATERIALIZES = torch.__version__ < "2.13"
 _FUNCTIONS: dict[str, type[torch.autograd.Function]] = {}
 
 
@@ -31,9 +37,14 @@ def gradient(name: str, backward: Callable[..., Any], setup: Callable[..., None]
     def forward(*args: Any) -> Any:
         return operator(*args)
 
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        setup(ctx, inputs, output)
+        if _MATERIALIZES:
+            ctx.set_materialize_grads(True)
+
     body = {
         "forward": staticmethod(forward),
-        "setup_context": staticmethod(setup),
+        "setup_context": staticmethod(setup_context),
         "backward": staticmethod(backward),
         "generate_vmap_rule": True,
     }
@@ -64,7 +75,7 @@ def _register(
     function: Any = type(f"crpt_{name}", (torch.autograd.Function,), body)
 
     def kernel(keyset: Any, *args: Any) -> Any:
-        if torch.is_grad_enabled() and _C._any_requires_grad(*args):
+        if torch.is_grad_enabled() and _any_requires_grad(*args):
             return function.apply(*args, keyset)
         return below(keyset, args)
 

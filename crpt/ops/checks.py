@@ -272,7 +272,13 @@ def _hold(*conditions: bool | torch.SymBool) -> bool:
 
 
 def _equal(shape: Sequence[int], other: Sequence[int]) -> bool:
-    return len(shape) == len(other) and _hold(*(i == j for i, j in zip(shape, other, strict=True)))
+    if len(shape) != len(other):
+        return False
+    for i, j in zip(shape, other, strict=True):  # a loop: this is called several times a call
+        same = i == j
+        if same is not True and not _hold(same):
+            return False
+    return True
 
 
 def _names(dtypes: tuple[torch.dtype, ...]) -> str:

@@ -8,6 +8,8 @@ torch.set_float32_matmul_precision allows less, and both follow torch.set_num_th
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -32,7 +34,7 @@ def scaled(grad: Tensor, gradient: Tensor) -> Tensor:
     """grad [...] times gradient [..., R, D], in the dtype of grad; an empty one stays empty."""
     if gradient.dim() < grad.dim() + 2:
         return gradient.new_empty(gradient.shape, dtype=grad.dtype)
-    return (gradient * grad[..., None, None]).to(grad.dtype)
+    return (gradient.contiguous() * grad[..., None, None]).to(grad.dtype)
 
 
 def _is_large(a: Tensor, b: Tensor) -> bool:
@@ -84,7 +86,9 @@ def _works() -> bool:
     """Whether torch has that product, with the signature and the result that it has today."""
     if not torch.backends.mkldnn.is_available():
         return False
-    a, b = torch.arange(6.0).view(2, 3), torch.arange(12.0).view(3, 4)
+    # Named, since whoever imports this may have other defaults.
+    kind: Any = {"dtype": torch.float32, "device": "cpu"}
+    a, b = torch.arange(6, **kind).view(2, 3), torch.arange(12, **kind).view(3, 4)
     try:
         return torch.equal(_linear(a, b.mT), a @ b)
     except (AttributeError, RuntimeError, TypeError):

@@ -27,16 +27,6 @@ Shape cluster_shape(int64_t items, int64_t batch, int64_t prototypes, int64_t cl
   return shape;
 }
 
-template <class Kernel>
-cudaError_t allow(Kernel* kernel, const Shape& shape) {
-  cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                           static_cast<int>(shape.shared));
-  if (error == cudaSuccess && shape.cluster > kPortable) {
-    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
-  }
-  return error;
-}
-
 struct Limits {
   int shared = 0, processors = 0, clusters = 0, device = 0;
 
@@ -52,40 +42,65 @@ struct Limits {
   }
 };
 
-// Whether the device can run such a cluster at all: it may be a slice of a GPU.
+// A cluster kernel on the current device.
 template <class Kernel>
-bool can_run(Kernel* kernel, const Shape& shape) {
-  int count = 0;
-  if (allow(kernel, shape) != cudaSuccess ||
-      cudaOccupancyMaxActiveClusters(&count, kernel, Launch(nullptr, shape).config()) !=
-          cudaSuccess) {
-    cudaGetLastError();  // an answer, not a failure
-    return false;
+struct OnDevice {
+  Kernel* kernel;
+  Limits limits;
+  int64_t room = 0;  // bytes of dynamic shared memory that a block can have
+  int ptx = 0;       // the architecture that its code was made for
+
+  explicit OnDevice(Kernel* k) : kernel(k) {}
+
+  cudaError_t read() {
+    cudaFuncAttributes attributes{};
+    cudaError_t error = limits.read();
+    if (error == cudaSuccess) error = cudaFuncGetAttributes(&attributes, kernel);
+    room = limits.shared - static_cast<int64_t>(attributes.sharedSizeBytes);
+    ptx = attributes.ptxVersion;
+    return error;
   }
-  return count > 0;
-}
+  // All the room there is, whatever the shape needs: the setting is the kernel's, and another
+  // thread may launch a larger item between it and its use.
+  cudaError_t allow(const Shape& shape) const {
+    cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                             static_cast<int>(room));
+    if (error == cudaSuccess && shape.cluster > kPortable) {
+      error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+    }
+    return error;
+  }
+  // Whether the device can run such a cluster at all: it may be a slice of a GPU.
+  bool can_run(const Shape& shape) const {
+    int count = 0;
+    if (allow(shape) != cudaSuccess ||
+        cudaOccupancyMaxActiveClusters(&count, kernel, Launch(nullptr, shape).config()) !=
+            cudaSuccess) {
+      cudaGetLastError();  // an answer, not a failure
+      return false;
+    }
+    return count > 0;
+  }
+};
 
 // The blocks per item with which it fits on chip, 0 if with none: as many as have enough to do.
 template <class T>
 cudaError_t choose_cluster(int64_t batch, int64_t prototypes, int64_t* cluster) {
   using A = compute_t<T>;
   *cluster = 0;
-  Limits limits;
-  cudaFuncAttributes kernel{};
-  cudaError_t error = limits.read();
-  if (error == cudaSuccess) error = cudaFuncGetAttributes(&kernel, sinkhorn_cluster_kernel<T, A>);
+  OnDevice kernel(sinkhorn_cluster_kernel<T, A>);
+  const cudaError_t error = kernel.read();
   if (error != cudaSuccess) return error;
-  const int64_t room = limits.shared - static_cast<int64_t>(kernel.sharedSizeBytes);
   // Code made from PTX older than sm_90's has one block for a cluster, whatever the device.
-  const int64_t most = limits.clusters != 0 && kernel.ptxVersion >= 90 ? kLargest : 1;
+  const int64_t most = kernel.limits.clusters != 0 && kernel.ptx >= 90 ? kLargest : 1;
   for (int64_t size = 1; size <= most; size *= 2) {
     const int64_t rows = ceil_div(batch, size);
     const bool larger = size < most && size < kPortable;
     if (larger && rows > 1 && rows * prototypes > kEnough) continue;
-    if (prototypes > room || rows > room) continue;
+    if (prototypes > kernel.room || rows > kernel.room) continue;
     const Shape shape = cluster_shape<A>(1, batch, prototypes, size);
-    if (static_cast<int64_t>(shape.shared) > room) continue;
-    if (size > 1 && !can_run(sinkhorn_cluster_kernel<T, A>, shape)) continue;
+    if (static_cast<int64_t>(shape.shared) > kernel.room) continue;
+    if (size > 1 && !kernel.can_run(shape)) continue;
     *cluster = size;
     return cudaSuccess;
   }
@@ -160,9 +175,11 @@ cudaError_t launch_sinkhorn(Dtype dtype, const void* scores, void* codes, void* 
       return launch_grid(s, q, Plan<A>(problem, work, rest), iterations, stream);
     }
     const Shape shape = cluster_shape<A>(items, batch, prototypes, cluster);
-    const cudaError_t error = allow(sinkhorn_cluster_kernel<T, A>, shape);
+    OnDevice kernel(sinkhorn_cluster_kernel<T, A>);
+    cudaError_t error = kernel.read();
+    if (error == cudaSuccess) error = kernel.allow(shape);
     if (error != cudaSuccess) return error;
-    return launch(stream, shape, sinkhorn_cluster_kernel<T, A>, s, q, problem, iterations);
+    return launch(stream, shape, kernel.kernel, s, q, problem, iterations);
   });
 }
 

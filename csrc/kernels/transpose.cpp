@@ -7,7 +7,7 @@ namespace {
 
 constexpr int64_t kTile = 16;
 
-// A tile through a small buffer, so that both sides are read and written in whole lines.
+// A tile of any size, element by element: what is left at the edges.
 inline void any_tile(const uint32_t* in, int64_t stride, uint32_t* out, int64_t out_stride,
                      int64_t rows, int64_t columns) {
   for (int64_t c = 0; c < columns; ++c) {

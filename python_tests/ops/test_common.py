@@ -166,7 +166,10 @@ def check_compiled(sample: Sample, device: str, backend: str) -> None:
             strict=True,
         )
         for g, e in pairs:
-            assert torch.equal(g, e)
+            if hasattr(torch.Tag, "needs_exact_strides"):
+                assert torch.equal(g, e)
+            else:  # an older inductor keeps the strides' order only, and torch's products round so
+                torch.testing.assert_close(g, e)
 
 
 @pytest.fixture

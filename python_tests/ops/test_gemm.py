@@ -161,6 +161,18 @@ def test_the_choice_is_that_of_the_cpu() -> None:
     assert chosen.stdout.strip() == str(expected)
 
 
+@pytest.mark.parametrize(
+    "default",
+    ["torch.set_default_dtype(torch.float64)", "torch.set_default_device('meta')"],
+)
+def test_the_choice_does_not_depend_on_torch_defaults(default: str) -> None:
+    code = f"import torch; {default}; from crpt.ops import gemm; print(gemm._works())"
+    chosen = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert chosen.stdout.strip() == str(gemm._works())
+
+
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (16, 16), (17, 31), (5, 200), (301, 257)])
 @pytest.mark.parametrize("threads", [1, 3])
 def test_transposed_copies(rows: int, columns: int, threads: int) -> None:

@@ -66,6 +66,16 @@ def test_gradients_can_be_taken_again_and_are_not_shared(device: str) -> None:
         assert torch.equal(again, expected)
 
 
+def test_gradients_are_contiguous_whatever_the_strides_of_what_is_kept(device: str) -> None:
+    e, c, _ = (x.detach() for x in inputs(torch.float32, device))
+    kept = torch.randn(D, B, device=device).mT, torch.randn(D, M, device=device).mT
+    grad = torch.tensor(2.0, device=device)
+    got = torch.ops.crpt.prototype_objective_backward(grad, *kept, e, c)
+    for result, gradient in zip(got, kept, strict=True):
+        assert result.is_contiguous()  # as the fake says
+        torch.testing.assert_close(result, 2 * gradient)
+
+
 def test_no_gradient_is_computed_where_none_is_needed(device: str) -> None:
     e, c, q = (x.detach() for x in inputs(device=device))
     arguments = (e, c, q, 0.1, 0.005, 1.5)

@@ -19,7 +19,11 @@ from torch import Tensor
 from crpt.ops import cpu
 
 large = pytest.mark.parametrize("sample", LARGE, ids=str)
-WITH_GEMM = ("prototype_similarity", "intrinsic_loss")  # whose threads are torch's own
+WITH_GEMM = (
+    "prototype_similarity",
+    "intrinsic_loss",
+    "prototype_objective",
+)  # whose threads are torch's own
 
 
 def run(sample: Sample) -> list[Tensor]:
@@ -96,7 +100,7 @@ def test_kernels_release_the_gil(other_thread: list[int], monkeypatch: pytest.Mo
     for sample in LARGE:
         run(sample)
     assert {s.operator for s in LARGE} - set(WITH_GEMM) <= watched.seen
-    assert {"row_normalize", "intrinsic_loss"} <= watched.seen
+    assert {"row_normalize", "intrinsic_loss", "prototype_loss_gradient"} <= watched.seen
 
 
 @large

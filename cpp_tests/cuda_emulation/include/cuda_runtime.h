@@ -108,7 +108,7 @@ using Site = std::source_location;
 
 cudaError_t run(const cudaLaunchConfig_t& config, const void* kernel,
                 const std::function<void()>& thread);
-void allow_shared(const void* kernel, std::size_t bytes);
+cudaError_t allow_shared(const void* kernel, std::size_t bytes);
 cudaError_t attributes_of(cudaFuncAttributes* attributes);
 int resident_blocks();
 int resident_clusters(const cudaLaunchConfig_t& config);
@@ -144,7 +144,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
 template <class Kernel>
 cudaError_t cudaFuncSetAttribute(Kernel* kernel, cudaFuncAttribute attribute, int value) {
   if (attribute == cudaFuncAttributeMaxDynamicSharedMemorySize) {
-    crpt::emulation::allow_shared(reinterpret_cast<const void*>(kernel), std::size_t(value));
+    return crpt::emulation::allow_shared(reinterpret_cast<const void*>(kernel), std::size_t(value));
   }
   return cudaSuccess;
 }
