@@ -76,6 +76,40 @@ TEST(Replay, AStepThatWasNeverCountedDoesNotCountLater) {
   repair(arrays.ring());
   EXPECT_EQ(count_whole(arrays.ring()), 2u);
   EXPECT_EQ(arrays.stamps[2], 0u);
+  EXPECT_EQ(arrays.epoch, 1u) << "its ticket comes again";
+}
+
+// Every state that a kill can leave, store by store, leads to the same ring.
+TEST(Replay, ARollBackKilledBetweenAnyTwoStoresIsBegunAgain) {
+  constexpr uint64_t length = 5, kept = 4;  // of the episode that goes, and of the one before
+  for (const bool ended : {true, false}) {
+    for (uint64_t cleared = 0; cleared <= length; ++cleared) {
+      Arrays arrays(8);
+      const Ring ring = arrays.ring();
+      Writer writer = exclusive(ring);
+      append_episode(writer, 0, 0, kept - 1);
+      for (uint64_t step = 0; step < length; ++step) {
+        append(writer, {0, 1, step}, ended && step + 1 == length);
+      }
+      for (Ticket t = kept + length; t > kept + length - cleared; --t) {
+        store(ring.stamps + ring.slot(t - 1), uint64_t{0});
+      }
+      repair(ring);
+      EXPECT_TRUE(is_plausible(ring));
+      Writer next = exclusive(ring);
+      next.roll_back(end_of_whole_episodes(ring));
+      if (ended && cleared == 0) {  // nothing had gone yet: the episode is there, whole
+        EXPECT_EQ(arrays.head, kept + length);
+        continue;
+      }
+      EXPECT_EQ(arrays.head, kept) << ended << cleared;
+      EXPECT_EQ(count_whole(ring), kept - 1) << "the oldest of its steps was overwritten";
+      append_episode(next, 0, 2, 2);
+      Drawn drawn(32, 3, 1);
+      ASSERT_EQ(drawn.sample(ring, 0).status, SampleResult::done);
+      drawn.expect_whole();
+    }
+  }
 }
 
 TEST(Replay, InterleavedTailsOfSharedWritersAreKept) {

@@ -162,7 +162,7 @@ def test_the_writer_says_what_is_wrong(place):
         ({"frame": np.zeros((1, 4, 4))}, TypeError, "frame should be a uint8 array, got float64"),
         ({"action": np.zeros(3)}, ValueError, r"action should be \[2\], got \[3\]"),
         ({"state": np.zeros(2)}, ValueError, r"state should be \[1\], got \[2\]"),
-        ({"reward": float("nan")}, ValueError, "reward should be finite, got nan"),
+        ({"reward": float("nan")}, ValueError, "reward should be finite in float32, got nan"),
         ({"discount": 1.5}, ValueError, r"discount should be in \[0, 1\], got 1.5"),
     ]:
         with pytest.raises(error, match=message):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import threading
 import time
 
@@ -210,6 +212,26 @@ def test_the_thread_ends_with_its_iterator():
     assert gone()
 
 
+_LEFT_OPEN = """
+import numpy as np
+from crpt.replay import DomainSpec, ReplayBuffer
+spec = DomainSpec(capacity=300, action_shape=(1,))
+buffer = ReplayBuffer.create(None, {"toy": spec})
+with buffer.writer("toy") as writer:
+    frames = np.zeros((200, *spec.frame_shape), np.uint8)
+    writer.begin(frames[0])
+    writer.extend(frames, np.zeros((200, 1)), np.zeros(200), np.ones(200), last=True)
+batches = buffer.batches("toy", 2048, seed=0)  # long in the kernel, and the program ends meanwhile
+next(batches)
+"""
+
+
+def test_a_program_may_end_while_batches_are_drawn():
+    for _ in range(3):
+        done = subprocess.run([sys.executable, "-c", _LEFT_OPEN], capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_an_error_reaches_the_loop_and_ends_the_thread():
     buffer = ReplayBuffer.create(None, {"toy": SPEC})
     batches = buffer.batches("toy", 4, seed=0)
@@ -323,7 +345,7 @@ def test_a_writer_of_many_steps_says_what_is_wrong():
         for change, error, message in [
             ({"frames": np.zeros((2, 1, 4, 4))}, TypeError, "frames should be a uint8 array"),
             ({"actions": np.zeros((3, 2))}, ValueError, r"actions should be \[2, 2\], got \[3, 2"),
-            ({"rewards": [0, np.inf]}, ValueError, "reward should be finite, got inf"),
+            ({"rewards": [0, 1e39]}, ValueError, r"reward should be finite in float32, got 1e\+39"),
             ({"discounts": [0, 2]}, ValueError, r"discount should be in \[0, 1\], got 2.0"),
             ({"states": [0.0]}, ValueError, r"states should be \[2, 1\], got \[1\]"),
         ]:

@@ -376,3 +376,51 @@ def test_looking_just_while_the_files_grow_again(growing):
     assert store.capacity < store.ring().head()
     assert 0 < len(seen) < 24
     assert reader.num_transitions("toy") == 24  # and then all of it
+
+
+# Readers beside files that become shorter: what they mapped behind the end is a fatal signal
+
+
+@pytest.fixture
+def shortened(tmp_path) -> tuple[Path, ReplayBuffer]:
+    """A reader that mapped 3,000 slots, of which 28 are left."""
+    path = tmp_path / "data"
+    filled(path, capacity=3000)
+    reader = ReplayBuffer.open(path)
+    assert reader.num_transitions("toy") == 24
+    with ReplayBuffer.open(path).writer("toy", when_full="grow") as writer:
+        writer.fit(0)
+    return path, reader
+
+
+def test_a_reader_copies_what_is_left(shortened):
+    _, reader = shortened
+    assert reader.resident("cpu").num_transitions("toy") == 24
+    assert reader.capacity("toy") == 28
+
+
+def test_a_reader_follows_a_ring_that_goes_round_sooner_now(shortened):
+    path, reader = shortened
+    with ReplayBuffer.open(path).writer("toy") as writer:
+        for e in range(100):  # past the page that the stamps now end in
+            write_episode(writer, e, 6)
+    assert reader.num_transitions("toy") == ReplayBuffer.open(path).num_transitions("toy") == 24
+    assert len(reader.sample("toy", 64).reward) == 64
+
+
+@pytest.mark.parametrize("name", ["frames", "rewards", "stamps"])
+def test_a_file_cut_short_while_it_is_open_is_named(tmp_path, name):
+    buffer = filled(tmp_path / "data")
+    os.truncate(tmp_path / "data/toy" / f"{name}.npy", 200)
+    for use in (lambda: buffer.sample("toy", 4), lambda: buffer.arrays("toy")):
+        with pytest.raises(replay.DatasetCorruptError, match=rf"{name}.npy is cut short"):
+            use()
+
+
+def test_a_domain_is_not_made_shorter_than_its_steps(tmp_path):
+    filled(tmp_path / "data")
+    with ReplayBuffer.open(tmp_path / "data").writer("toy", when_full="grow") as writer:
+        with pytest.raises(ValueError, match="more should be at least 0, got -1"):
+            writer.fit(-1)
+        writer.fit(0)
+    assert ReplayBuffer.open(tmp_path / "data").num_transitions("toy") == 24

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import queue
 import threading
 import weakref
@@ -16,6 +17,17 @@ from crpt.replay.batch import Batch, Views
 from crpt.replay.sampling import Samples, num_threads, require_at_least
 
 _POLL_SECONDS = 0.1
+_stops: weakref.WeakKeyDictionary[threading.Thread, threading.Event] = weakref.WeakKeyDictionary()
+
+
+@atexit.register
+def _stop_all() -> None:
+    # A thread that comes back from a kernel to an interpreter that is gone aborts the process.
+    running = list(_stops.items())
+    for _, stop in running:
+        stop.set()
+    for thread, _ in running:
+        thread.join()
 
 
 def step_seed(seed: int, step: int) -> int:
@@ -62,6 +74,7 @@ class Batches:
         )
         # The thread knows the queue, not this object: dropping this one stops it.
         self._finalizer = weakref.finalize(self, self._stop.set)
+        _stops[self._thread] = self._stop
         self._thread.start()
 
     def __iter__(self) -> Self:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import mmap
+import os
 import time
 from collections.abc import Mapping
 from io import FileIO
@@ -54,15 +55,17 @@ class Store:
         return len(self.arrays["is_first"])
 
     def ring(self) -> Ring:
-        """The ring, mapped again if another process made the files longer."""
-        if self._ring.head() > self.capacity and self._size() != self._mapped_size:
+        """The ring, mapped again if another process made the files longer or shorter.
+
+        Shorter, too, before anything is read: what lies behind a file's end is a fatal signal.
+        """
+        if self._sizes() != self._mapped_sizes:
             self._map()
         return self._ring
 
     def view(self) -> Mapping[str, Array]:
         """The arrays, read-only."""
-        if self._size() != self._mapped_size:  # another process made the files longer or shorter
-            self._map()
+        self.ring()
         views = {name: array.view() for name, array in self.arrays.items()}
         for array in views.values():
             array.flags.writeable = False
@@ -130,8 +133,9 @@ class Store:
             "many)"
         )
 
-    def _size(self) -> int:
-        return self.place.size("is_first")
+    def _sizes(self) -> list[int]:
+        # Of the files, not of what is mapped of them.
+        return [memory.size() for memory in self._memory]
 
     def _map_what_is_plausible(self) -> None:
         # A writer that makes the files longer just now counts more than was mapped before.
@@ -162,7 +166,8 @@ class Store:
                 name: stack.enter_context(self.place.open(name, write=write))
                 for name in (*self.spec.fields(), CURSOR, EPOCH)
             }
-            mapped_size = self._size()
+            # Before the lengths: what changes from now on is found by the next look at the sizes.
+            sizes = {name: os.fstat(file.fileno()).st_size for name, file in files.items()}
             # Where a resize was cut short the files differ; what was committed is in all of them.
             capacity = min(
                 read_length(files[name], self.place.label(name), self.spec, name)
@@ -174,8 +179,9 @@ class Store:
             }
             head, epoch = (self._map_word(name, files[name], write) for name in (CURSOR, EPOCH))
         self.arrays: dict[str, Array] = {name: array for name, (array, _) in mapped.items()}
-        self._memory = [memory for _, memory in mapped.values() if memory is not None]
-        self._mapped_size = mapped_size
+        in_files = {name: memory for name, (_, memory) in mapped.items() if memory is not None}
+        self._memory = list(in_files.values())
+        self._mapped_sizes = [sizes[name] for name in in_files]
         self._ring = Ring({**self.arrays, "head": head, "epoch": epoch})
 
     def _map_word(self, name: str, file: FileIO, write: bool) -> Array:

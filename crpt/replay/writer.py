@@ -106,6 +106,8 @@ class Writer:
         """Makes a growing domain's arrays end `more` steps after the newest one."""
         if self._when_full != "grow":
             raise RuntimeError("fit() is for writers with when_full=grow")
+        if more < 0:
+            raise ValueError(f"more should be at least 0, got {more}")
         # Also where the capacity is right: a kill may have left some of the files longer.
         self._resize(max(1, self._store.ring().head() + more))
 

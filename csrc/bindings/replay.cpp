@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -81,8 +82,9 @@ py::array pixels(const char* name, const py::handle& value) {
 }
 
 float checked_reward(double reward) {
-  if (!std::isfinite(reward)) {
-    throw py::value_error("reward should be finite, got " + text(py::float_(reward)));
+  // As it is stored: written so that it is false for NaN.
+  if (!(std::abs(reward) <= std::numeric_limits<float>::max())) {
+    throw py::value_error("reward should be finite in float32, got " + text(py::float_(reward)));
   }
   return static_cast<float>(reward);
 }

@@ -5,17 +5,16 @@
 //
 //   head      tickets handed out: no step with this ticket or a later one exists
 //   stamps    per slot, which step lies there: 0 none; busy(t) while t is being written; whole(t)
-//   epoch     roll-backs so far, the only event that makes a ticket come twice
+//   epoch     roll-backs, the only event that makes a ticket come twice
 //
 // Writing. Shared writers: any number, in any threads and processes. Exclusive writer: the only
 // one. The file lock that keeps the two kinds apart is taken when a writer opens, never by a write.
 //
 //   1  shared: t = head.fetch_add(1), relaxed; exclusive: t = head
-//   2  stamps[slot]: older whole(.) or 0 -> busy(t), by one CAS, acquire. The acquire pairs with 5
-//   of
-//      the step that is overwritten, so that its stores and ours do not mix. Where the slot is
-//      still busy (its writer stalled or died a lap ago) or newer than t (we stalled), ticket t
-//      stays without a step, and the writer takes the next one. Exclusive: a store.
+//   2  stamps[slot]: older whole(.) or 0 -> busy(t), by one CAS, acquire. The acquire pairs
+//      with 5 of the step that is overwritten, so that its stores and ours do not mix. Where the
+//      slot is still busy (its writer stalled or died a lap ago) or newer than t (we stalled),
+//      ticket t stays without a step, and the writer takes the next one. Exclusive: a store.
 //   3  fence, release
 //   4  the fields, relaxed
 //   5  stamps[slot] = whole(t), release
@@ -24,20 +23,23 @@
 // Reading. Any number of threads and processes, at the same time as writers; readers never write.
 //
 //   1  e = epoch, acquire; a ticket t below head
-//   2  stamps[slot] == whole(t), acquire: pairs with 5, the fields are those of t or of a later
-//   step 3  the fields: scalars relaxed, frames by the plain loads of a vectorised kernel 4  fence,
-//   acquire: pairs with 3 of a later writer. Whoever read one of its fields sees its busy(.)
-//      now, and the epoch of the roll-back before it
+//   2  stamps[slot] == whole(t), acquire: pairs with 5, so the fields are those of t or of a
+//      later step
+//   3  the fields: scalars relaxed, frames by the plain loads of a vectorised kernel
+//   4  fence, acquire: pairs with 3 of a later writer. Whoever read one of its fields sees its
+//      busy(.) now, and the epoch of the roll-back before it
 //   5  stamps[slot] == whole(t) and epoch == e, relaxed; otherwise what was read is thrown away
 //
 // The plain loads of frames race with the stores of a writer that overwrites them, as in every
 // seqlock: the result is then thrown away, and no value read from a frame is used as an index.
 //
 // Rolling back to ticket s (exclusive writer): stamps of tickets >= s to 0, newest first; epoch +
-// 1, release; head = s, release. In this order: a reader that saw the new epoch sees no stamp of
-// before (reading 1), and one that saw a stamp of before and a field of after sees the new epoch
-// (reading 5). A writer killed on the way leaves a tail that is not whole, and whoever opens next
-// begins again.
+// 1, release; head = s, release. The epoch changes after the stamps and before a ticket comes
+// again: a reader that has the new epoch sees no old stamp, and one that saw an old stamp has the
+// old epoch and finds the new one beside the fields that were written since. A writer killed on the
+// way leaves a tail that is not whole, and the next exclusive writer begins again; before a shared
+// one the tail stays as a gap. A writer killed between 5 and 6 leaves a step that is whole and not
+// counted: the next one to open rolls it back.
 //
 // Progress. Exclusive append: wait-free. Shared append: wait-free where fetch_add is (x86-64,
 // ARMv8.1; lock-free elsewhere): at most `capacity` tickets, then it fails. A writer that dies

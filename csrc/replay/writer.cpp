@@ -24,6 +24,12 @@ void store_values(T* to, const T* from, size_t n) {
   for (size_t i = 0; i < n; ++i) store(to + i, from == nullptr ? T{} : from[i]);
 }
 
+// Once the stamps are 0 and before a ticket comes again: whoever sees the new epoch no longer sees
+// the old stamps, and whoever saw those sees another epoch beside the new fields.
+void next_epoch(const Ring& ring) {
+  store(ring.epoch, load(ring.epoch) + 1, std::memory_order_release);
+}
+
 // A ticket whose slot is ours.
 bool claim(const Ring& ring, Ticket* ticket) {
   for (uint64_t attempt = 0; attempt < ring.capacity; ++attempt) {
@@ -79,18 +85,22 @@ void Writer::roll_back(Ticket step) {
   if (step >= head) return;
   const Ticket oldest = ring_.oldest(head);
   for (Ticket t = head; t > (step > oldest ? step : oldest); --t) {
-    store(ring_.stamps + ring_.slot(t - 1), uint64_t{0});
+    store(ring_.stamps + ring_.slot(t - 1), uint64_t{0}, std::memory_order_release);
   }
-  store(ring_.epoch, load(ring_.epoch) + 1, std::memory_order_release);
+  next_epoch(ring_);
   store(ring_.head, step, std::memory_order_release);
 }
 
 void repair(const Ring& ring) {
   const Ticket head = load(ring.head);
+  const auto is_uncounted = [head](uint64_t stamp) { return !is_busy(stamp) && stamp > head; };
+  bool rolls_back = false;
   for (uint64_t slot = 0; slot < ring.capacity; ++slot) {
     const uint64_t stamp = load(ring.stamps + slot);
-    if (is_busy(stamp) || stamp > head) store(ring.stamps + slot, uint64_t{0});
+    rolls_back |= is_uncounted(stamp);  // whole, and its ticket comes again
+    if (is_busy(stamp) || is_uncounted(stamp)) store(ring.stamps + slot, uint64_t{0});
   }
+  if (rolls_back) next_epoch(ring);
 }
 
 namespace {
