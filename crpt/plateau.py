@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections import defaultdict, deque
+
+from torch import Tensor
 
 from crpt.config import PretrainConfig
 
@@ -15,6 +18,8 @@ RANK = 1.5
 # A run that leaves the plateau has left it after about 50 updates; before, nobody can tell.
 SOONEST_UPDATES = 50
 UPDATES = 150
+# One batch may read far from the mean: those of so many rounds in a row have to agree.
+READINGS = 3
 
 
 class PlateauWarning(UserWarning):
@@ -28,13 +33,23 @@ class Plateau:
         self.config = config
         self.first_round = min(math.ceil(UPDATES / updates_per_round), config.rounds)
         self.silent = self.first_round * updates_per_round < SOONEST_UPDATES
+        self._distances: dict[str, deque[Tensor]] = defaultdict(lambda: deque(maxlen=READINGS))
 
-    def check(self, round_: int, distances: dict[str, float], ranks: dict[str, float]) -> None:
-        """Distance from the trivial solution, and effective rank of z, of each domain in this
-        round."""
+    def observe(self, name: str, distance: Tensor) -> None:
+        """A domain's distance from the trivial solution in a round; not read before it is judged,
+        so that no round waits for a GPU."""
+        self._distances[name].append(distance.detach())
+
+    def check(self, round_: int, ranks: dict[str, float]) -> None:
+        """Judges each domain by its largest distance of the last three rounds, and by the effective
+        rank of z in this one."""
         if self.silent or round_ < self.first_round:
             return
-        stuck = [name for name, distance in distances.items() if distance < DISTANCE]
+        stuck = [
+            name
+            for name, recent in self._distances.items()
+            if max(distance.item() for distance in recent) < DISTANCE
+        ]
         collapsed = [name for name, rank in ranks.items() if rank < RANK]
         if stuck:
             found = f"the loss of {', '.join(stuck)} is no better than that of the trivial solution"

@@ -79,6 +79,8 @@ def pretrain(
                     norms.append(trainer.gradient_norm())
                 bar.update()
             trainer.round += 1
+            for name, loss in zip(names, losses, strict=True):
+                plateau.observe(name, loss.distance)
             if logged:
                 losses = [of_all(team, loss) for loss in losses]
                 _check_losses(trainer, losses)
@@ -94,7 +96,7 @@ def pretrain(
                     for key in ("distance_from_trivial", "effective_rank")
                 )
                 if team.leads:
-                    plateau.check(trainer.round, distances, ranks)
+                    plateau.check(trainer.round, ranks)
                 bar.set_postfix(distance=f"{sum(distances.values()) / len(distances):.3f}")
             stopping = team.any(stop.requested)
             if trainer.round % config.checkpoint_every == 0 or last or stopping:

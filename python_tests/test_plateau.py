@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 import small
+import torch
 
 from crpt.plateau import Plateau, PlateauWarning
 from crpt.pretrain import pretrain
@@ -18,6 +19,12 @@ STUCK = replace(
     log_every=20,
     checkpoint_every=160,
 )
+
+
+def judge(plateau, round_, distances, ranks):
+    for name, distance in distances.items():
+        plateau.observe(name, torch.tensor(distance))
+    plateau.check(round_, ranks)
 
 
 def test_a_run_on_the_plateau_says_so_once_with_the_remedy(tmp_path):
@@ -47,21 +54,21 @@ def test_the_plateau_is_judged_after_150_updates_or_at_the_end(rounds, domains, 
     plateau = Plateau(replace(STUCK, rounds=rounds), domains)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        plateau.check(first - 1, {"a": 0.0}, {"a": 5.0})
+        judge(plateau, first - 1, {"a": 0.0}, {"a": 5.0})
     with pytest.warns(PlateauWarning):
-        plateau.check(first, {"a": 0.0}, {"a": 5.0})
+        judge(plateau, first, {"a": 0.0}, {"a": 5.0})
 
 
 def test_a_run_too_short_to_leave_the_plateau_is_not_judged():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        Plateau(replace(STUCK, rounds=16), 3).check(16, {"a": 0.0}, {"a": 5.0})
+        judge(Plateau(replace(STUCK, rounds=16), 3), 16, {"a": 0.0}, {"a": 5.0})
 
 
 def test_only_the_domains_on_the_plateau_are_named_and_standardising_is_not_advised_twice():
     plateau = Plateau(replace(STUCK, embedding_norm="batch"), 2)
     with pytest.warns(PlateauWarning, match="loss of stuck is no better.*learning_rate") as caught:
-        plateau.check(100, {"moving": 0.5, "stuck": 0.001}, {})
+        judge(plateau, 100, {"moving": 0.5, "stuck": 0.001}, {})
     assert "moving" not in str(caught[0].message)
     assert "--embedding-norm" not in str(caught[0].message)
 
@@ -69,4 +76,14 @@ def test_only_the_domains_on_the_plateau_are_named_and_standardising_is_not_advi
 def test_collapsed_embeddings_are_named():
     plateau = Plateau(replace(STUCK, objective="byol"), 2)
     with pytest.warns(PlateauWarning, match="embeddings of flat have collapsed.*embedding_norm"):
-        plateau.check(100, {"flat": 0.5, "full": 0.5}, {"flat": 1.1, "full": 20.0})
+        judge(plateau, 100, {"flat": 0.5, "full": 0.5}, {"flat": 1.1, "full": 20.0})
+
+
+def test_one_outlying_batch_is_no_plateau_and_three_in_a_row_are():
+    plateau = Plateau(replace(STUCK, rounds=1000), 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for round_, distance in enumerate((0.4, -0.1, 0.005, 0.3, -0.1, 0.0), start=200):
+            judge(plateau, round_, {"a": distance}, {"a": 5.0})
+    with pytest.warns(PlateauWarning):
+        judge(plateau, 206, {"a": 0.009}, {"a": 5.0})

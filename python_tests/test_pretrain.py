@@ -218,11 +218,11 @@ def test_bf16_follows_fp32(buffer, tmp_path):
     fp32, _ = run_all(config, buffer, tmp_path / "fp32")
     bf16, _ = run_all(replace(config, precision="bf16"), buffer, tmp_path / "bf16")
     for a, b in zip(fp32.metrics("pretrain"), bf16.metrics("pretrain"), strict=True):
-        assert b["comparison_loss"] == pytest.approx(a["comparison_loss"], rel=0.02)
+        assert b["comparison_loss"] == pytest.approx(a["comparison_loss"], rel=0.01)
 
 
 def test_standardised_embeddings_leave_the_plateau_and_learn_the_state(buffer, tmp_path):
-    config = replace(small.PRETRAIN, rounds=70, batch_size=48, log_every=35, checkpoint_every=70)
+    config = replace(small.PRETRAIN, rounds=60, batch_size=48, log_every=30, checkpoint_every=60)
     with warnings.catch_warnings():
         warnings.simplefilter("error", PlateauWarning)
         run, _ = run_all(config, buffer, tmp_path)
