@@ -59,6 +59,7 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed + 1)
             model = build(encoder, config)
+        self.dtype = encoder.projector.weight.dtype
         self.model = model.to(device, memory_format=torch.channels_last)
         self.model.join(team)
         self.forward: Callable[[Tensor, Tensor], Losses] = self.model
@@ -88,7 +89,7 @@ class Trainer:
                     share,
                     frame_stack=c.frame_stack,
                     pad=c.shift_pad,
-                    dtype=torch.bfloat16 if c.precision == "bf16" else torch.float32,
+                    dtype=torch.bfloat16 if c.precision == "bf16" else self.dtype,
                     device=self.device,
                     generator=self.generator,
                 )
