@@ -27,6 +27,6 @@ def project_bytes(encoder: Encoder, images: Tensor) -> Tensor:
     return projected
 
 
-def pixels_of(views: Tensor) -> Tensor:
-    """float32 in [0, 1], of either kind of views."""
-    return views.float() / 255 if views.dtype == torch.uint8 else views.float()
+def pixels_of(views: Tensor, dtype: torch.dtype) -> Tensor:
+    """In [0, 1], of either kind of views."""
+    return views.to(dtype) / 255 if views.dtype == torch.uint8 else views.to(dtype)

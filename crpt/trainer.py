@@ -112,7 +112,7 @@ class Trainer:
 
     def _views(self) -> ViewConfig:
         c = self.config
-        dtype = torch.bfloat16 if c.precision == "bf16" else torch.float32
+        dtype = torch.bfloat16 if c.precision == "bf16" else self.trained[0].dtype
         if c.precision == "bf16" and bytes_are_faster(self.model.online, self.device):
             dtype = torch.uint8
         mine = self.team.share(c.batch_size)
