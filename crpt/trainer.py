@@ -93,6 +93,8 @@ class Trainer:
         self.generator = torch.Generator().manual_seed(seed)
         self.watch = FiniteWatch(device)
         self.feed: Feed | None = self._feed() if cuda else None
+        self.passed: Callable[[str], None] = lambda phase: None
+        """Is told of every phase of an update when it is over, or recorded."""
         self._gradients: list[Tensor] = []
         self._graphs: UpdateGraphs[Domains, _Update] | None = None
         if cuda and cuda_graphs and team.group is None:
@@ -164,24 +166,23 @@ class Trainer:
     def _update(self, domains: Domains) -> _Update:
         """The part of an update that can be recorded."""
         views = self.sample(domains) if self.feed is None else self.feed.views(domains)
+        self.passed("sample")
         losses = self.step(*views)
         return _Update(_detached(losses), self._gradients)
 
-    def step(
-        self, obs: Tensor, next_obs: Tensor, passed: Callable[[str], None] = lambda phase: None
-    ) -> Losses:
-        """The update on these views; `passed` is told of every phase when it is over."""
+    def step(self, obs: Tensor, next_obs: Tensor) -> Losses:
+        """The update on these views."""
         self.model.before_update()
         losses = self.forward(obs, next_obs)
-        passed("forward")
+        self.passed("forward")
         self.optimizer.zero_grad(set_to_none=True)
         losses.total.backward()
-        passed("backward")
+        self.passed("backward")
         self.optimizer.step()
         self.model.after_update()
         self.watch.observe(losses.total)
         self._gradients = [p.grad for p in self.trained if p.grad is not None]
-        passed("finish")
+        self.passed("finish")
         return losses
 
     @torch.no_grad()
