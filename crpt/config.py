@@ -119,8 +119,9 @@ class PretrainConfig:
     embedding_norm: Literal["none", "batch"] = "none"
     """batch standardises embeddings over the batch: without it (the paper) the loss starts on a
     plateau it seldom leaves."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Of the convolutions and the projector; the objective and the weights are float32 always."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of the convolutions and the projector; the objective and the weights are float32 always.
+    auto: bf16 on a GPU that has units for it, fp32 elsewhere."""
     log_every: int = field(default=50, metadata=RESUMABLE)
     """Rounds between two lines of metrics."""
     checkpoint_every: int = field(default=500, metadata=RESUMABLE)

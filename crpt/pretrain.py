@@ -144,6 +144,11 @@ def _provenance(trainer: Trainer, seed: int) -> dict[str, Any]:
 
 
 def _check_losses(trainer: Trainer, losses: list[Losses]) -> None:
+    """Every process of a team learns of a loss that is not finite in one of them."""
+    first = trainer.watch.first_bad()
+    if trainer.team.any(first is not None):
+        where = "in another process" if first is None else f"from update {first} on"
+        raise _divergence(trainer, f"the loss should be finite, and was not {where}")
     values = [loss.total.item() for loss in losses]
     if not all(math.isfinite(value) for value in values):
         raise _divergence(trainer, f"the loss should be finite, got {values}")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -12,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from crpt.config import PretrainConfig
 from crpt.distributed import ALONE, Team
 from crpt.encoder import EncoderConfig, initial_encoder
+from crpt.feeds import Domains, Feed, ResidentFeed, ViewConfig, fits, parts
 from crpt.measures import (
     assignment_perplexity,
     effective_rank,
@@ -22,12 +25,28 @@ from crpt.measures import (
 from crpt.objectives import Losses, build
 from crpt.objectives.crptpro import CRPTPro
 from crpt.replay import ReplayBuffer
+from crpt.streamed_feed import StreamedFeed
+from crpt.update_graph import CudaRecorder, Recorder, UpdateGraphs
+from crpt.watch import FiniteWatch
 
 RANK_BATCH = 128
 
 
+@dataclass(frozen=True)
+class _Update:
+    """What an update leaves; where it is replayed, in the same memory each time."""
+
+    losses: Losses
+    gradients: list[Tensor]
+
+
 class Trainer:
-    """One pre-training run, update by update."""
+    """One pre-training run, update by update.
+
+    On a GPU the frames lie in its memory if they fit, updates are replayed as CUDA graphs unless
+    there are several processes, and nothing waits for the device but what is asked of it: figures,
+    ranks, states.
+    """
 
     def __init__(
         self,
@@ -37,9 +56,10 @@ class Trainer:
         seed: int,
         device: torch.device,
         team: Team = ALONE,
+        cuda_graphs: bool = True,
     ) -> None:
         self.team = team
-        self.config = config
+        self.config = config = replace(config, precision=precision_on(config, device))
         self.buffer = buffer
         self.device = device
         self.round = 0
@@ -64,47 +84,88 @@ class Trainer:
         self.forward: Callable[[Tensor, Tensor], Losses] = self.model
         if team.group is not None:
             self.forward = DistributedDataParallel(self.model, process_group=team.group)
-        trained = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.Adam(trained, lr=config.learning_rate, fused=True)
+        self.trained = [p for p in self.model.parameters() if p.requires_grad]
+        cuda = device.type == "cuda"
+        self.optimizer = torch.optim.Adam(
+            self.trained, lr=config.learning_rate, fused=True, capturable=cuda
+        )
         self.generator = torch.Generator().manual_seed(seed)
+        self.watch = FiniteWatch(device)
+        self.feed: Feed | None = self._feed() if cuda else None
+        self._gradients: list[Tensor] = []
+        self._graphs: UpdateGraphs[Domains, _Update] | None = None
+        if cuda and cuda_graphs and team.group is None:
+            self.replay_updates(CudaRecorder(device))
 
-    def batches(self) -> list[tuple[str, ...]]:
+    def replay_updates(self, recorder: Recorder) -> None:
+        """From now on updates are recorded and replayed."""
+        self._graphs = UpdateGraphs(recorder, self._update)
+
+    def _feed(self) -> Feed | None:
+        views = self._views()
+        if fits(self.buffer, self.domains, self.device):
+            return ResidentFeed(self.buffer, self.domains, views, self.device, self.generator)
+        if self.team.group is None:
+            return StreamedFeed(self.buffer, self.batches(), views, self.device, self.generator)
+        return None
+
+    def _views(self) -> ViewConfig:
+        c = self.config
+        dtype = torch.bfloat16 if c.precision == "bf16" else self.trained[0].dtype
+        mine = self.team.share(c.batch_size)
+        return ViewConfig(c.batch_size, c.frame_stack, c.shift_pad, dtype, mine)
+
+    def batches(self) -> list[Domains]:
         """The domains of each update of a round."""
         domains = self.domains
         if self.config.batches == "mixed":
             return [domains] * len(domains)
         return [(domain,) for domain in domains]
 
-    def sample(self, domains: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+    def sample(self, domains: Domains) -> tuple[Tensor, Tensor]:
         """obs and next_obs, shifted, [B, K*C, H, W] in [0, 1], equal shares of the domains; of a
         team, this process's rows of them."""
-        c = self.config
-        parts = []
-        for i, domain in enumerate(domains):
-            share = c.batch_size * (i + 1) // len(domains) - c.batch_size * i // len(domains)
-            parts.append(
-                self.buffer.sample(
-                    domain,
-                    share,
-                    frame_stack=c.frame_stack,
-                    pad=c.shift_pad,
-                    dtype=torch.bfloat16 if c.precision == "bf16" else torch.float32,
-                    device=self.device,
-                    generator=self.generator,
-                )
+        if self.feed is not None:
+            self.feed.draw(domains)
+            return self.feed.views(domains)
+        c, views = self.config, self._views()
+        batches = [
+            self.buffer.sample(
+                part.domain,
+                part.end - part.begin,
+                frame_stack=c.frame_stack,
+                pad=c.shift_pad,
+                dtype=views.dtype,
+                device=self.device,
+                generator=self.generator,
             )
+            for part in parts(domains, c.batch_size)
+        ]
         obs, next_obs = (
-            views[0] if len(views) == 1 else torch.cat(views)
-            for views in ([p.obs for p in parts], [p.next_obs for p in parts])
+            made[0] if len(made) == 1 else torch.cat(made)
+            for made in ([b.obs for b in batches], [b.next_obs for b in batches])
         )
-        mine = self.team.share(c.batch_size)
         return (
-            obs[mine].contiguous(memory_format=torch.channels_last),
-            next_obs[mine].contiguous(memory_format=torch.channels_last),
+            obs[views.rows].contiguous(memory_format=torch.channels_last),
+            next_obs[views.rows].contiguous(memory_format=torch.channels_last),
         )
 
-    def update(self, domains: tuple[str, ...]) -> Losses:
-        return self.step(*self.sample(domains))
+    def update(self, domains: Domains) -> Losses:
+        """One update on a batch of these domains."""
+        if self._graphs is None:
+            return self.step(*self.sample(domains))
+        if self.feed is not None:
+            self.feed.draw(domains)
+        with _fastest_convolutions():
+            done = self._graphs(domains)
+        self._gradients = done.gradients
+        return _copied(done.losses)
+
+    def _update(self, domains: Domains) -> _Update:
+        """The part of an update that can be recorded."""
+        views = self.sample(domains) if self.feed is None else self.feed.views(domains)
+        losses = self.step(*views)
+        return _Update(_detached(losses), self._gradients)
 
     def step(
         self, obs: Tensor, next_obs: Tensor, passed: Callable[[str], None] = lambda phase: None
@@ -118,14 +179,15 @@ class Trainer:
         passed("backward")
         self.optimizer.step()
         self.model.after_update()
+        self.watch.observe(losses.total)
+        self._gradients = [p.grad for p in self.trained if p.grad is not None]
         passed("finish")
         return losses
 
     @torch.no_grad()
     def gradient_norm(self) -> float:
         """Length of the last update's gradient."""
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        return float(torch.nn.utils.get_total_norm(gradients))
+        return float(torch.nn.utils.get_total_norm(self._gradients))
 
     @torch.no_grad()
     def ranks(self, domains: tuple[str, ...]) -> dict[str, float]:
@@ -170,6 +232,50 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"])
+        # Of what was saved on a CPU, not true of this optimiser here.
+        for group in self.optimizer.param_groups:
+            group["capturable"] = self.device.type == "cuda"
+        self.watch.restart(self.round * len(self.batches()))
+        if self._graphs is not None:
+            self._graphs.forget()  # the optimiser's state lies elsewhere now
+
+
+def precision_on(config: PretrainConfig, device: torch.device) -> Literal["fp32", "bf16"]:
+    """auto: bf16 where the device is a GPU with units for it."""
+    if config.precision != "auto":
+        return config.precision
+    modern = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    return "bf16" if modern else "fp32"
+
+
+@contextmanager
+def _fastest_convolutions() -> Iterator[None]:
+    """cuDNN times its algorithms once for each shape, and takes the best."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+def _detached(losses: Losses) -> Losses:
+    return replace(losses, total=losses.total.detach())
+
+
+def _copied(losses: Losses) -> Losses:
+    """Which the next replay does not write over."""
+    names = list(losses.parts)
+    total, distance, *parts = torch.stack(
+        [losses.total, losses.distance, *(losses.parts[name] for name in names)]
+    )
+    return Losses(
+        total=total,
+        parts=dict(zip(names, parts, strict=True)),
+        distance=distance,
+        z=losses.z.clone(),
+        codes=None if losses.codes is None else losses.codes.clone(),
+    )
 
 
 def of_all(team: Team, losses: Losses) -> Losses:

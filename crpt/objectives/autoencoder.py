@@ -27,7 +27,7 @@ class Autoencoder(Objective):
 
     def forward(self, obs: Tensor, next_obs: Tensor) -> Losses:
         z = F.normalize(self.project(self.online, obs), dim=-1)  # [B, D]
-        pixels = obs.float()
+        pixels = obs.to(z.dtype)
         loss = F.mse_loss(self.decoder(z), pixels)
         reconstruction = loss.detach()
         mean = self.team.mean(pixels.mean(dim=0))
