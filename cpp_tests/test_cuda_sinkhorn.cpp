@@ -83,12 +83,20 @@ class CudaSinkhorn : public ::testing::Test {};
 TYPED_TEST_SUITE(CudaSinkhorn, FloatingTypes);
 
 TYPED_TEST(CudaSinkhorn, FollowsTheFormula) {
-  const Problem problems[] = {{1, 1, 1, 3, 0.1},   {1, 1, 7, 3, 0.1},   {2, 5, 1, 3, 0.1},
-                              {3, 19, 17, 3, 0.1}, {1, 13, 65, 0, 0.3}, {1, 40, 33, 1, 0.1},
-                              {2, 9, 130, 3, 0.1}, {1, 12, 20, 9, 0.1},
+  const Problem problems[] = {{1, 1, 1, 3, 0.1},
+                              {1, 1, 7, 3, 0.1},
+                              {2, 5, 1, 3, 0.1},
+                              {3, 19, 17, 3, 0.1},
+                              {1, 13, 65, 0, 0.3},
+                              {1, 40, 33, 1, 0.1},
+                              {2, 9, 130, 3, 0.1},
+                              {1, 12, 20, 9, 0.1},
                               // In registers: all tiles, full and not; blocks without samples.
-                              {2, 37, 36, 2, 0.1}, {1, 48, 512, 3, 0.1}, {3, 5, 132, 3, 0.1},
-                              {1, 33, 640, 3, 0.1}, {1, 13, 1024, 3, 0.1}};
+                              {2, 37, 36, 2, 0.1},
+                              {1, 48, 512, 3, 0.1},
+                              {3, 5, 132, 3, 0.1},
+                              {1, 33, 640, 3, 0.1},
+                              {1, 13, 1024, 3, 0.1}};
   for (const Problem& p : problems) {
     const auto scores =
         write_all<TypeParam>(normal(p.items * p.batch * p.prototypes, 0.3, unsigned(p.batch)));
@@ -127,7 +135,8 @@ TYPED_TEST(CudaSinkhorn, CodesSumToOneWhateverTheScores) {
     const int64_t size = p.batch * p.prototypes;
     std::vector<double> values = normal(p.items * size, 0.2, 9);
     for (int64_t b = 0; b < p.batch; ++b) values[b * p.prototypes + 2] = -infinity;  // no mass
-    for (int64_t m = 0; m < p.prototypes; ++m) values[size + m] = -infinity;  // a sample without mass
+    for (int64_t m = 0; m < p.prototypes; ++m)
+      values[size + m] = -infinity;  // a sample without mass
     for (int64_t i = 0; i < size; ++i) values[2 * size + i] = -infinity;
     for (int64_t i = 0; i < size; ++i) values[3 * size + i] = (i % 3 - 1) * 65000.0;  // huge
     const auto scores = write_all<TypeParam>(values);

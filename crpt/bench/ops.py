@@ -59,9 +59,8 @@ def ops_command(arguments: OpsArguments) -> int:
     """Every operator beside its plain-PyTorch twin, torch.compile and the usual way."""
     begun = time.monotonic()
     device = cli.usable_device(arguments.device)
-    if device.type == "cuda":
-        if device.index is not None:
-            torch.cuda.set_device(device)  # on whose stream events are recorded
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # on whose stream events are recorded
     chosen = _chosen(arguments.only)
     if not arguments.seconds > 0:
         raise ValueError(f"seconds should be more than 0, got {arguments.seconds:g}")

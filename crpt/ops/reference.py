@@ -152,7 +152,7 @@ def frame_stack(
         stacked = random_shift(stacked, pad, shifts)
     if dtype != torch.uint8:
         compute = _compute_dtype(dtype)
-        # By a tensor: by a number torch multiplies with 1 / 255 on a GPU, which is not rounded once.
+        # By a tensor: instead of dividing by a number torch multiplies by its inverse on a GPU.
         stacked = (stacked.to(compute) / stacked.new_full((), 255, dtype=compute)).to(dtype)
     return stacked if out is None else out.copy_(stacked)
 
