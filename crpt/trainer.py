@@ -14,7 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 from crpt.config import PretrainConfig
 from crpt.distributed import ALONE, Team
 from crpt.encoder import EncoderConfig, initial_encoder
-from crpt.feeds import Domains, Feed, ResidentFeed, ViewConfig, fits, parts
+from crpt.feeds import Domains, Feed, ResidentFeed, ViewConfig, fits, parts, whole
+from crpt.gpu_encoder import bytes_are_faster
 from crpt.measures import (
     assignment_perplexity,
     effective_rank,
@@ -112,6 +113,8 @@ class Trainer:
     def _views(self) -> ViewConfig:
         c = self.config
         dtype = torch.bfloat16 if c.precision == "bf16" else self.trained[0].dtype
+        if c.precision == "bf16" and bytes_are_faster(self.model.online, self.device):
+            dtype = torch.uint8
         mine = self.team.share(c.batch_size)
         return ViewConfig(c.batch_size, c.frame_stack, c.shift_pad, dtype, mine)
 
@@ -123,8 +126,8 @@ class Trainer:
         return [(domain,) for domain in domains]
 
     def sample(self, domains: Domains) -> tuple[Tensor, Tensor]:
-        """obs and next_obs, shifted, [B, K*C, H, W] in [0, 1], equal shares of the domains; of a
-        team, this process's rows of them."""
+        """obs and next_obs, shifted, [B, K*C, H, W], bytes or floats in [0, 1], equal shares of the
+        domains; of a team, this process's rows of them."""
         if self.feed is not None:
             self.feed.draw(domains)
             return self.feed.views(domains)
@@ -145,10 +148,7 @@ class Trainer:
             made[0] if len(made) == 1 else torch.cat(made)
             for made in ([b.obs for b in batches], [b.next_obs for b in batches])
         )
-        return (
-            obs[views.rows].contiguous(memory_format=torch.channels_last),
-            next_obs[views.rows].contiguous(memory_format=torch.channels_last),
-        )
+        return whole([obs[views.rows]]), whole([next_obs[views.rows]])
 
     def update(self, domains: Domains) -> Losses:
         """One update on a batch of these domains."""
