@@ -142,13 +142,12 @@ def measure(
     batch: int, arguments: PretrainArguments, device: torch.device, rates: dict[str, float]
 ) -> list[Result]:
     """The usual way, then ours in each precision; all in turns."""
-    configs = {
-        f"ours {precision}": PretrainConfig(
-            batch_size=batch, embedding_norm="batch", precision=precision
-        )
-        for precision in arguments.precisions
-    }
-    configs = {"usual fp32": PretrainConfig(batch_size=batch, embedding_norm="batch"), **configs}
+
+    def config(precision: Literal["fp32", "bf16"]) -> PretrainConfig:
+        return PretrainConfig(batch_size=batch, embedding_norm="batch", precision=precision)
+
+    configs = {"usual fp32": config("fp32")}
+    configs |= {f"ours {precision}": config(precision) for precision in arguments.precisions}
     updates: dict[str, list[Phases]] = {name: [] for name in configs}
     with ExitStack() as stack:
         sides = {
