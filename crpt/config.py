@@ -88,11 +88,16 @@ class PretrainConfig:
     """One round is one update per domain, in turn."""
     batch_size: int = 512
     """Transitions per update."""
+    domains: tuple[str, ...] = ()
+    """Of the dataset, those to train on; none: all. One that is named twice weighs twice as much:
+    two turns in a round, or two shares of a mixed batch."""
     batches: Literal["alternate", "mixed"] = "alternate"
     """alternate: the domains take turns, one a batch (the paper). mixed: every batch holds equal
     shares of all domains."""
     learning_rate: float = 1e-4
     """Of Adam, for encoder, projector, predictor and prototypes."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Of the learning rate: as it is, or falling to 0 at the end along half a cosine."""
     frame_stack: int = 3
     """Consecutive frames that make an observation."""
     shift_pad: int = 4
