@@ -15,7 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 from crpt.config import PretrainConfig
 from crpt.distributed import ALONE, Team
 from crpt.encoder import EncoderConfig, initial_encoder
-from crpt.feeds import Domains, Feed, ResidentFeed, ViewConfig, fits, parts
+from crpt.feeds import Domains, Feed, ResidentFeed, ViewConfig, fits, parts, whole
+from crpt.gpu_encoder import bytes_are_faster
 from crpt.measures import (
     assignment_perplexity,
     effective_rank,
@@ -97,6 +98,8 @@ class Trainer:
         self.generator = torch.Generator().manual_seed(seed)
         self.watch = FiniteWatch(device)
         self.feed: Feed | None = self._feed() if cuda else None
+        self.passed: Callable[[str], None] = lambda phase: None
+        """Is told of every phase of an update when it is over, or recorded."""
         self._gradients: list[Tensor] = []
         self._graphs: UpdateGraphs[Domains, _Update] | None = None
         if cuda and cuda_graphs and team.group is None:
@@ -117,6 +120,8 @@ class Trainer:
     def _views(self) -> ViewConfig:
         c = self.config
         dtype = torch.bfloat16 if c.precision == "bf16" else self.trained[0].dtype
+        if c.precision == "bf16" and bytes_are_faster(self.model.online, self.device):
+            dtype = torch.uint8
         mine = self.team.share(c.batch_size)
         return ViewConfig(c.batch_size, c.frame_stack, c.shift_pad, dtype, mine)
 
@@ -129,8 +134,8 @@ class Trainer:
         return [(domain,) for domain in domains]
 
     def sample(self, domains: Domains) -> tuple[Tensor, Tensor]:
-        """obs and next_obs, shifted, [B, K*C, H, W] in [0, 1], equal shares of the domains; of a
-        team, this process's rows of them."""
+        """obs and next_obs, shifted, [B, K*C, H, W], bytes or floats in [0, 1], equal shares of the
+        domains; of a team, this process's rows of them."""
         if self.feed is not None:
             self.feed.draw(domains)
             return self.feed.views(domains)
@@ -151,10 +156,7 @@ class Trainer:
             made[0] if len(made) == 1 else torch.cat(made)
             for made in ([b.obs for b in batches], [b.next_obs for b in batches])
         )
-        return (
-            obs[views.rows].contiguous(memory_format=torch.channels_last),
-            next_obs[views.rows].contiguous(memory_format=torch.channels_last),
-        )
+        return whole([obs[views.rows]]), whole([next_obs[views.rows]])
 
     def update(self, domains: Domains) -> Losses:
         """One update on a batch of these domains."""
@@ -183,24 +185,23 @@ class Trainer:
     def _update(self, domains: Domains) -> _Update:
         """The part of an update that can be recorded."""
         views = self.sample(domains) if self.feed is None else self.feed.views(domains)
+        self.passed("sample")
         losses = self.step(*views)
         return _Update(_detached(losses), self._gradients)
 
-    def step(
-        self, obs: Tensor, next_obs: Tensor, passed: Callable[[str], None] = lambda phase: None
-    ) -> Losses:
-        """The update on these views; `passed` is told of every phase when it is over."""
+    def step(self, obs: Tensor, next_obs: Tensor) -> Losses:
+        """The update on these views."""
         self.model.before_update()
         losses = self.forward(obs, next_obs)
-        passed("forward")
+        self.passed("forward")
         self.optimizer.zero_grad(set_to_none=True)
         losses.total.backward()
-        passed("backward")
+        self.passed("backward")
         self.optimizer.step()
         self.model.after_update()
         self.watch.observe(losses.total)
         self._gradients = [p.grad for p in self.trained if p.grad is not None]
-        passed("finish")
+        self.passed("finish")
         return losses
 
     @torch.no_grad()

@@ -10,6 +10,7 @@
 #include <string>
 #include <utility>
 
+#include "kernels/conv.cuh"
 #include "kernels/frame_stack.cuh"
 #include "kernels/intrinsic_loss.cuh"
 #include "kernels/knn_distance.cuh"
@@ -74,6 +75,11 @@ PYBIND11_MODULE(_cuda, module) {
     return sinkhorn_scratch(static_cast<Dtype>(dtype), items, batch, m);
   });
   define(module, "sinkhorn", launch_sinkhorn);
+  define(module, "conv_pixels", launch_conv_pixels);
+  define(module, "conv", launch_conv);
+  define(module, "conv_backward_in", launch_conv_backward_in);
+  define(module, "conv_backward_weight", launch_conv_backward_weight);
+  define(module, "conv_pixels_backward_weight", launch_conv_pixels_backward_weight);
   define(module, "row_normalize", launch_row_normalize);
   define(module, "row_normalize_backward", launch_row_normalize_backward);
   define(module, "prototype_loss", launch_prototype_loss);
