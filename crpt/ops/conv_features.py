@@ -177,10 +177,10 @@ def _weight_gradients(grad: Tensor, x: Tensor) -> Sequence[Tensor]:
 
 def _pixel_weight_gradients(grad: Tensor, images: Tensor) -> Sequence[Tensor]:
     device, count, stream = _start(images)
-    partial = _partial(grad, count, _MOST_PIXEL_CHANNELS)
+    partial = _partial(grad, 2 * count, _MOST_PIXEL_CHANNELS)
     cuda._cuda.conv_pixels_backward_weight(
-        device, grad.data_ptr(), images.data_ptr(), partial.data_ptr(), *images.shape,
-        count, stream,
+        device, grad.data_ptr(), images.data_ptr(), partial.data_ptr(), *images.shape, 2 * count,
+        stream,
     )  # fmt: skip
     return _whole(partial, images.shape[1])
 

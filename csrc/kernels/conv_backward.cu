@@ -144,7 +144,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
 }
 
 // The pixels are converted on their way; other blocks of the multiprocessor compute meanwhile.
-__global__ void __launch_bounds__(kBackwardThreads, 1)
+__global__ void __launch_bounds__(kBackwardThreads, 2)
     conv_pixels_backward_weight_kernel(const bf16* grad, const uint8_t* images, float* partial,
                                        int channels, int in_height, int in_width, ConvBands bands) {
   auto* places = reinterpret_cast<int*>(shared_memory());
