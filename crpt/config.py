@@ -88,11 +88,16 @@ class PretrainConfig:
     """One round is one update per domain, in turn."""
     batch_size: int = 512
     """Transitions per update."""
+    domains: tuple[str, ...] = ()
+    """Of the dataset, those to train on; none: all. One that is named twice weighs twice as much:
+    two turns in a round, or two shares of a mixed batch."""
     batches: Literal["alternate", "mixed"] = "alternate"
     """alternate: the domains take turns, one a batch (the paper). mixed: every batch holds equal
     shares of all domains."""
     learning_rate: float = 1e-4
     """Of Adam, for encoder, projector, predictor and prototypes."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Of the learning rate: as it is, or falling to 0 at the end along half a cosine."""
     frame_stack: int = 3
     """Consecutive frames that make an observation."""
     shift_pad: int = 4
@@ -171,6 +176,10 @@ class FinetuneConfig:
     """What actor and critic see. h: the 39,200 convolutional features (the paper). z: the
     128-dimensional embedding, a tenth of the work of an update and all that pre-training through
     the prototypes has shaped."""
+    embedding_statistics: Literal["pretraining", "task"] = "pretraining"
+    """Mean and deviation by which embedding_norm standardises z. pretraining: those of all its
+    domains together, in which the frames of one task are all but the same. task: those of the
+    task's own random steps, from their end on."""
     shift_pad: int = 4
     """Random shift of sampled observations, in pixels; unused with encode stored."""
     trunk_dim: int = 50
@@ -226,6 +235,11 @@ class FinetuneConfig:
         )
         _check_positive(self, "initial_temperature", "learning_rate")
         _check_rates(self, "discount", "target_rate")
+        if self.embedding_statistics == "task" and self.random_steps < 2:
+            raise ValueError(
+                "random_steps should be at least 2 for the statistics of the task, got "
+                f"{self.random_steps}"
+            )
         if self.random_steps >= self.agent_steps:
             raise ValueError(
                 f"random_steps should be less than agent_steps, {self.agent_steps}, or nothing is "
@@ -325,6 +339,7 @@ PRESETS: dict[Preset, Stages] = {
             batch_size=256,
             encode="stored",
             features="z",
+            embedding_statistics="task",
             hidden_dim=256,
             learning_rate=1e-3,
             actor_every=1,

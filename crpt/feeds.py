@@ -61,7 +61,8 @@ class Feed(ABC):
 
     @abstractmethod
     def views(self, domains: Domains) -> tuple[Tensor, Tensor]:
-        """obs and next_obs of the batch drawn last, [B, K*C, H, W] in [0, 1], channels-last.
+        """obs and next_obs of the batch drawn last, [B, K*C, H, W]: bytes, or floats in [0, 1] with
+        channels last.
 
         Work for the device alone, on tensors that stay where they are: fit for a CUDA graph.
         """
@@ -144,18 +145,20 @@ class ResidentFeed(Feed):
 
     def views(self, domains: Domains) -> tuple[Tensor, Tensor]:
         c = self._config
-        made: tuple[list[Tensor], list[Tensor]] = ([], [])
+        made: list[tuple[Tensor, ...]] = []
         for part in parts(domains, c.batch_size):
             index, shifts = self._of(self._numbers, part)
             begin, end = max(part.begin, c.rows.start), min(part.end, c.rows.stop)
             if begin >= end:
                 continue
             mine = slice(begin - part.begin, end - part.begin)
-            frames = self._copy.frames(part.domain)
-            for i, views in enumerate(made):
-                shift = shifts[i, mine] if c.pad > 0 else None
-                views.append(frame_stack(frames, index[i, mine], shift, c.pad, c.dtype))
-        return whole(made[0]), whole(made[1])
+            both = frame_stack(
+                self._copy.frames(part.domain), index[:, mine].flatten(0, 1),
+                shifts[:, mine].flatten(0, 1) if c.pad > 0 else None, c.pad, c.dtype,
+            )  # fmt: skip
+            made.append(both.chunk(2))
+        obs, next_obs = zip(*made, strict=True)
+        return whole(obs), whole(next_obs)
 
     def _of(self, numbers: Tensor, part: Part) -> tuple[Tensor, Tensor]:
         """index [2, n, K] and shifts [2, n, 2] of a part."""
@@ -165,7 +168,9 @@ class ResidentFeed(Feed):
         return block[: 2 * n * k].view(2, n, k), block[2 * n * k :].view(2, n, 2)
 
 
-def whole(views: list[Tensor]) -> Tensor:
-    """The rows of all, channels-last."""
+def whole(views: Sequence[Tensor]) -> Tensor:
+    """The rows of all; of floats channels-last, which is what their convolutions want."""
     batch = views[0] if len(views) == 1 else torch.cat(views)
+    if batch.dtype == torch.uint8:
+        return batch.contiguous()
     return batch.contiguous(memory_format=torch.channels_last)

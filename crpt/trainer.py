@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,7 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 from crpt.config import PretrainConfig
 from crpt.distributed import ALONE, Team
 from crpt.encoder import EncoderConfig, initial_encoder
-from crpt.feeds import Domains, Feed, ResidentFeed, ViewConfig, fits, parts
+from crpt.feeds import Domains, Feed, ResidentFeed, ViewConfig, fits, parts, whole
+from crpt.gpu_encoder import bytes_are_faster
 from crpt.measures import (
     assignment_perplexity,
     effective_rank,
@@ -63,8 +65,10 @@ class Trainer:
         self.buffer = buffer
         self.device = device
         self.round = 0
+        self.updates = 0
         # Sorted: the order in which processes added them to the dataset must not matter.
-        self.domains = tuple(sorted(buffer.domains))
+        self.domains = tuple(sorted(set(config.domains) or buffer.domains))
+        _check_names(self.domains, buffer)
         channels, image_size = _frame_geometry(buffer, self.domains)
         _check_sizes(config, buffer, self.domains, team)
         encoder = initial_encoder(
@@ -86,12 +90,16 @@ class Trainer:
             self.forward = DistributedDataParallel(self.model, process_group=team.group)
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
         cuda = device.type == "cuda"
-        self.optimizer = torch.optim.Adam(
-            self.trained, lr=config.learning_rate, fused=True, capturable=cuda
-        )
+        # A graph reads a rate that changes from the device.
+        scheduled = cuda and config.schedule != "constant"
+        rate = torch.tensor(config.learning_rate, device=device) if scheduled else None
+        self._rate: float | Tensor = config.learning_rate if rate is None else rate
+        self.optimizer = torch.optim.Adam(self.trained, lr=self._rate, fused=True, capturable=cuda)
         self.generator = torch.Generator().manual_seed(seed)
         self.watch = FiniteWatch(device)
         self.feed: Feed | None = self._feed() if cuda else None
+        self.passed: Callable[[str], None] = lambda phase: None
+        """Is told of every phase of an update when it is over, or recorded."""
         self._gradients: list[Tensor] = []
         self._graphs: UpdateGraphs[Domains, _Update] | None = None
         if cuda and cuda_graphs and team.group is None:
@@ -112,19 +120,22 @@ class Trainer:
     def _views(self) -> ViewConfig:
         c = self.config
         dtype = torch.bfloat16 if c.precision == "bf16" else self.trained[0].dtype
+        if c.precision == "bf16" and bytes_are_faster(self.model.online, self.device):
+            dtype = torch.uint8
         mine = self.team.share(c.batch_size)
         return ViewConfig(c.batch_size, c.frame_stack, c.shift_pad, dtype, mine)
 
     def batches(self) -> list[Domains]:
-        """The domains of each update of a round."""
-        domains = self.domains
+        """The domains of each update of a round; one that the config names twice has two turns, or
+        two shares."""
+        domains = tuple(sorted(self.config.domains)) or self.domains
         if self.config.batches == "mixed":
             return [domains] * len(domains)
         return [(domain,) for domain in domains]
 
     def sample(self, domains: Domains) -> tuple[Tensor, Tensor]:
-        """obs and next_obs, shifted, [B, K*C, H, W] in [0, 1], equal shares of the domains; of a
-        team, this process's rows of them."""
+        """obs and next_obs, shifted, [B, K*C, H, W], bytes or floats in [0, 1], equal shares of the
+        domains; of a team, this process's rows of them."""
         if self.feed is not None:
             self.feed.draw(domains)
             return self.feed.views(domains)
@@ -145,13 +156,12 @@ class Trainer:
             made[0] if len(made) == 1 else torch.cat(made)
             for made in ([b.obs for b in batches], [b.next_obs for b in batches])
         )
-        return (
-            obs[views.rows].contiguous(memory_format=torch.channels_last),
-            next_obs[views.rows].contiguous(memory_format=torch.channels_last),
-        )
+        return whole([obs[views.rows]]), whole([next_obs[views.rows]])
 
     def update(self, domains: Domains) -> Losses:
         """One update on a batch of these domains."""
+        self._set_rate()
+        self.updates += 1
         if self._graphs is None:
             return self.step(*self.sample(domains))
         if self.feed is not None:
@@ -161,27 +171,37 @@ class Trainer:
         self._gradients = done.gradients
         return _copied(done.losses)
 
+    def _set_rate(self) -> None:
+        """The learning rate of this update, (1 + cos(pi t / T)) / 2 of the first with a cosine."""
+        if self.config.schedule == "constant":
+            return
+        done = self.updates / (self.config.rounds * len(self.batches()))
+        rate = self.config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+        if isinstance(self._rate, Tensor):
+            self._rate.fill_(rate)
+        else:
+            self.optimizer.param_groups[0]["lr"] = rate
+
     def _update(self, domains: Domains) -> _Update:
         """The part of an update that can be recorded."""
         views = self.sample(domains) if self.feed is None else self.feed.views(domains)
+        self.passed("sample")
         losses = self.step(*views)
         return _Update(_detached(losses), self._gradients)
 
-    def step(
-        self, obs: Tensor, next_obs: Tensor, passed: Callable[[str], None] = lambda phase: None
-    ) -> Losses:
-        """The update on these views; `passed` is told of every phase when it is over."""
+    def step(self, obs: Tensor, next_obs: Tensor) -> Losses:
+        """The update on these views."""
         self.model.before_update()
         losses = self.forward(obs, next_obs)
-        passed("forward")
+        self.passed("forward")
         self.optimizer.zero_grad(set_to_none=True)
         losses.total.backward()
-        passed("backward")
+        self.passed("backward")
         self.optimizer.step()
         self.model.after_update()
         self.watch.observe(losses.total)
         self._gradients = [p.grad for p in self.trained if p.grad is not None]
-        passed("finish")
+        self.passed("finish")
         return losses
 
     @torch.no_grad()
@@ -232,10 +252,12 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"])
+        self.updates = self.round * len(self.batches())
         # Of what was saved on a CPU, not true of this optimiser here.
         for group in self.optimizer.param_groups:
             group["capturable"] = self.device.type == "cuda"
-        self.watch.restart(self.round * len(self.batches()))
+            group["lr"] = self._rate
+        self.watch.restart(self.updates)
         if self._graphs is not None:
             self._graphs.forget()  # the optimiser's state lies elsewhere now
 
@@ -305,6 +327,15 @@ def figures(trainer: Trainer, domains: tuple[str, ...], loss: Losses) -> dict[st
         mean, largest = prototype_spread(trainer.model.prototypes)
         figures |= {"prototype_similarity_mean": mean, "prototype_similarity_max": largest}
     return figures
+
+
+def _check_names(domains: tuple[str, ...], buffer: ReplayBuffer) -> None:
+    unknown = [domain for domain in domains if domain not in buffer.domains]
+    if unknown:
+        raise ValueError(
+            f"domains should be some of the dataset's, {', '.join(sorted(buffer.domains))}, got "
+            f"{', '.join(unknown)}"
+        )
 
 
 def _frame_geometry(buffer: ReplayBuffer, domains: tuple[str, ...]) -> tuple[int, int]:

@@ -1,4 +1,5 @@
 import json
+import math
 import warnings
 from dataclasses import replace
 
@@ -231,3 +232,44 @@ def test_standardised_embeddings_leave_the_plateau_and_learn_the_state(buffer, t
     assert last > 0.3
     assert last > first
     json.dumps(run.metrics())  # plain values only
+
+
+def test_domains_are_chosen_and_one_named_twice_weighs_twice_as_much(buffer, tmp_path):
+    cpu = torch.device("cpu")
+    config = replace(small.PRETRAIN, domains=("dot_red", "dot_blue", "dot_red"))
+    trainer = Trainer(config, buffer, seed=0, device=cpu)
+    assert trainer.domains == ("dot_blue", "dot_red")
+    assert trainer.batches() == [("dot_blue",), ("dot_red",), ("dot_red",)]
+    mixed = Trainer(replace(config, batches="mixed"), buffer, seed=0, device=cpu)
+    assert mixed.batches() == [("dot_blue", "dot_red", "dot_red")] * 3
+    with pytest.raises(
+        ValueError, match="domains should be some of the dataset's, dot_blue, dot_red, got dot_x"
+    ):
+        Trainer(replace(config, domains=("dot_red", "dot_x")), buffer, seed=0, device=cpu)
+    run, encoder = run_all(replace(config, domains=("dot_red",)), buffer, tmp_path)
+    assert encoder.metadata["domains"] == ["dot_red"]
+    assert {line["domain"] for line in run.metrics("pretrain")} == {"dot_red"}
+
+
+def test_the_cosine_schedule_ends_where_nothing_moves_also_when_resumed(
+    buffer, tmp_path, monkeypatch
+):
+    config = replace(small.PRETRAIN, schedule="cosine", checkpoint_every=4)
+    rates = []
+    step = torch.optim.Adam.step
+
+    def recorded(self):
+        rates.append(float(self.param_groups[0]["lr"]))
+        step(self)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", recorded)
+    _, whole = run_all(config, buffer, tmp_path / "whole")
+    expected = [1e-3 * (1 + math.cos(math.pi * t / 12)) / 2 for t in range(12)]
+    assert rates == pytest.approx(expected)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        with pytest.raises(Interrupted):
+            run_all(config, buffer, tmp_path / "cut")
+    _, resumed = run_all(config, buffer, tmp_path / "cut")
+    assert_same_encoder(whole, resumed)
+    assert rates[12:] == pytest.approx(expected)

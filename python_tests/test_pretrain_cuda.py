@@ -11,6 +11,8 @@ import small
 import torch
 
 import crpt.trainer
+from crpt.encoder import Encoder, EncoderConfig
+from crpt.gpu_encoder import project_bytes
 from crpt.pretrain import DivergenceError, Trainer, pretrain
 from crpt.run_directory import RunDirectory
 from crpt.streamed_feed import StreamedFeed
@@ -87,6 +89,8 @@ def test_updates_do_not_wait_for_the_device(buffer):
 def test_auto_is_bf16_and_follows_fp32(buffer):
     bf16, fp32 = trainer(replace(CONFIG, precision="auto"), buffer), trainer(CONFIG, buffer)
     assert bf16.config.precision == "bf16"
+    assert bf16.sample(("dot_red",))[0].dtype == torch.uint8  # by kernels of our own
+    bf16.generator.set_state(fp32.generator.get_state())
     torch.testing.assert_close(run(bf16), run(fp32), atol=0.05, rtol=0.02)
     assert all(p.dtype == torch.float32 for p in bf16.model.parameters())
 
@@ -141,3 +145,28 @@ def test_a_loss_that_is_not_finite_is_named_by_its_update(buffer, tmp_path, monk
         pretrain(config, buffer, RunDirectory(tmp_path), seed=0, device="cuda", progress=False)
     saved = RunDirectory(tmp_path).load_checkpoint("pretrain")
     assert saved["round"] == 10
+
+
+@pytest.mark.parametrize(("batch", "size"), [(37, 84), (5, 64), (3, 21)])
+def test_the_encoder_s_kernels_follow_its_layers(batch, size):
+    device = torch.device("cuda", 0)
+    encoder = Encoder(EncoderConfig(image_size=size, embedding_norm="batch")).to(device)
+    encoder.to(memory_format=torch.channels_last)
+    images = torch.randint(0, 256, (batch, 9, size, size), dtype=torch.uint8, device=device)
+    parameters = list(encoder.parameters())
+    direction = torch.randn(batch, 128, device=device)
+
+    def results(z: torch.Tensor) -> list[torch.Tensor]:
+        return [z.detach(), *torch.autograd.grad(z, parameters, direction)]
+
+    def own() -> torch.Tensor:
+        return encoder.project(encoder.features(images.float() / 255))
+
+    exact = results(own())
+    with torch.autocast("cuda", torch.bfloat16):
+        lowered = results(own())
+    found = results(project_bytes(encoder, images))
+    for x, y, z in zip(found, lowered, exact, strict=True):
+        assert (x - z).norm() <= 1.5 * (y - z).norm() + 1e-4 * z.norm()
+    again = results(project_bytes(encoder, images))
+    assert all(map(torch.equal, found, again))

@@ -290,7 +290,7 @@ def test_the_preset_paper_is_the_paper():
         intrinsic_weight=0.005,
         intrinsic_offset=1.5,
         embedding_norm="none",
-        precision="fp32",
+        precision="auto",
     )
     assert paper.finetune == FinetuneConfig(
         task=paper.finetune.task,

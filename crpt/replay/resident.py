@@ -14,7 +14,7 @@ from crpt.replay.batch import Batch, Views, empty_batch
 from crpt.replay.core import Ring
 from crpt.replay.errors import NotEnoughMemoryError, megabytes
 from crpt.replay.memory import require_memory
-from crpt.replay.sampling import Rows, Samples, call, draw_seed, num_threads
+from crpt.replay.sampling import Rows, Samples, call, draw_seed
 from crpt.replay.spec import DomainSpec
 from crpt.replay.store import Store
 
@@ -86,7 +86,8 @@ class ResidentCopy(Samples):
         views = Views.of(stack, pad, None, 1, None)
         like = empty_batch({domain: self.spec(domain)}, count, views, device=torch.device("meta"))
         rows = Rows(domain, 0, count, draw_seed(generator))
-        self._draw(_on_host(like, rows), rows, views, num_threads(), index, shifts)
+        # One thread: the numbers alone are less work than waking others.
+        self._draw(_on_host(like, rows), rows, views, 1, index, shifts)
 
     @property
     def _own_device(self) -> torch.device:

@@ -34,7 +34,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from crpt import ops
-from crpt.ops import cuda, reference
+from crpt.encoder import Encoder, EncoderConfig
+from crpt.gpu_encoder import project_bytes
+from crpt.ops import conv_features, cuda, reference
 from crpt.ops.schemas import SCHEMAS
 
 EMULATION = Path(__file__).parents[2] / "cpp_tests" / "cuda_emulation"
@@ -248,3 +250,48 @@ def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "_stream", lambda device: (7, 0))
     with pytest.raises(RuntimeError, match=r"ops\.sinkhorn: CUDA error: invalid device ordinal"):
         cuda.sinkhorn_cuda(torch.randn(4, 5), 0.1, 3)
+
+
+@pytest.mark.parametrize("channels", [3, 9])
+def test_conv_features_follow_the_encoder(channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No further from the encoder's own layers than they are under autocast, and half as much."""
+    monkeypatch.setattr(conv_features, "processors", lambda device: 2)
+    torch.manual_seed(0)
+    encoder = Encoder(EncoderConfig(in_channels=channels, image_size=18, projection_dim=8))
+    for layer in encoder.convolutions[::2]:
+        torch.nn.init.uniform_(layer.bias, -0.3, 0.3)
+    images = torch.randint(0, 256, (3, channels, 18, 18), dtype=torch.uint8)
+    names, parameters = zip(*encoder.named_parameters(), strict=True)
+    direction = torch.randn(3, 8)
+
+    def results(z: Tensor) -> list[Tensor]:
+        assert z.dtype == torch.float32
+        return [z.detach(), *torch.autograd.grad(z, parameters, direction)]
+
+    def own() -> Tensor:
+        return encoder.project(encoder.features(images.float() / 255))
+
+    exact = results(own())
+    with torch.autocast("cpu", torch.bfloat16):
+        lowered = results(own())
+    found = results(got := project_bytes(encoder, images))
+    for name, x, y, z in zip(("z", *names), found, lowered, exact, strict=True):
+        assert (x.shape, x.dtype) == (z.shape, torch.float32)
+        assert (x - z).norm() <= 1.5 * (y - z).norm() + 1e-5 * z.norm(), name
+    with torch.no_grad():
+        assert torch.equal(project_bytes(encoder, images), got)
+
+
+def test_conv_features_are_for_layers_that_have_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "AVAILABLE", True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    gpu = torch.device("cuda", 0)
+    layers = Encoder(EncoderConfig()).convolutions
+    assert conv_features.usable(layers, gpu)
+    assert not conv_features.usable(layers, torch.device("cpu"))
+    for other in (
+        EncoderConfig(channels=16), EncoderConfig(strides=(2, 2, 1)), EncoderConfig(in_channels=18),
+    ):  # fmt: skip
+        assert not conv_features.usable(Encoder(other).convolutions, gpu)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert not conv_features.usable(layers, gpu)
