@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crpt.encoder import Encoder
-from crpt.ops.conv_features import conv_features, usable
+from crpt.ops.conv_features import channels_last_columns, conv_features, usable
 
 
 def bytes_are_faster(encoder: Encoder, device: torch.device) -> bool:
@@ -20,8 +20,7 @@ def project_bytes(encoder: Encoder, images: Tensor) -> Tensor:
     h = conv_features(images, encoder.convolutions)  # [B, H', W', 32]
     g = encoder.projector
     # Its columns in the order in which h lies, rather than h in that of the columns: h is larger.
-    channels, pixels = h.shape[-1], h.shape[1] * h.shape[2]
-    weight = g.weight.to(h.dtype).view(-1, channels, pixels).transpose(1, 2).flatten(1)
+    weight = channels_last_columns(g.weight, h.shape[-1])
     bias = None if g.bias is None else g.bias.to(h.dtype)
     projected: Tensor = encoder.norm(F.linear(h.flatten(1), weight, bias).float())
     return projected

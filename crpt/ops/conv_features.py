@@ -65,6 +65,36 @@ def conv_features(images: Tensor, convolutions: nn.Sequential) -> Tensor:
     return out
 
 
+def channels_last_columns(weight: Tensor, channels: int) -> Tensor:
+    """The weight of a product with features that lie [pixels, channels], in bf16, from that with
+    features that lie [channels, pixels]: float32 [D, C * P] -> bfloat16 [D, P * C]."""
+    out: Tensor = _Reordered.apply(weight, channels)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _Reordered(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, channels: int) -> Tensor:
+        ctx.channels = channels
+        return _reorder(weight, channels, torch.bfloat16)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _reorder(grad, grad.shape[1] // ctx.channels, torch.float32), None
+
+
+def _reorder(x: Tensor, rows: int, dtype: torch.dtype) -> Tensor:
+    """[D, R * S] -> [D, S * R], in another dtype."""
+    x = x.contiguous()
+    out = torch.empty_like(x, dtype=dtype)
+    device, _, stream = _start(x)
+    cuda._cuda.reorder(
+        device, cuda._DTYPE[x.dtype], cuda._DTYPE[dtype], x.data_ptr(), out.data_ptr(), len(x),
+        rows, x.shape[1] // rows, stream,
+    )  # fmt: skip
+    return out
+
+
 class _Features(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, images: Tensor, *parameters: Tensor) -> Tensor:

@@ -16,6 +16,7 @@
 #include "kernels/knn_distance.cuh"
 #include "kernels/prototype_loss.cuh"
 #include "kernels/random_shift.cuh"
+#include "kernels/reorder.cuh"
 #include "kernels/row_normalize.cuh"
 #include "kernels/sinkhorn.cuh"
 
@@ -80,6 +81,7 @@ PYBIND11_MODULE(_cuda, module) {
   define(module, "conv_backward_in", launch_conv_backward_in);
   define(module, "conv_backward_weight", launch_conv_backward_weight);
   define(module, "conv_pixels_backward_weight", launch_conv_pixels_backward_weight);
+  define(module, "reorder", launch_reorder);
   define(module, "row_normalize", launch_row_normalize);
   define(module, "row_normalize_backward", launch_row_normalize_backward);
   define(module, "prototype_loss", launch_prototype_loss);
