@@ -29,7 +29,8 @@ class Common:
     """What every command takes."""
 
     preset: Preset
-    """quick: minutes on a laptop. paper: arXiv 2302.05614 to the letter, for a GPU."""
+    """quick: minutes on a laptop. paper: arXiv 2302.05614 to the letter, for a GPU. best: the same,
+    with what was found to give more."""
     run_dir: Path
     """Config, metrics, encoder and checkpoints; the same command on the same directory goes on
     where it stopped."""

@@ -308,10 +308,20 @@ class Stages:
             )
 
 
-Preset = Literal["quick", "paper"]
+Preset = Literal["quick", "paper", "best"]
 
 PRESETS: dict[Preset, Stages] = {
     "paper": Stages(),
+    # The paper's data and sizes; of the algorithm, what its ablation (python -m crpt.ablate
+    # components) found to give more.
+    "best": Stages(
+        pretrain=PretrainConfig(
+            learning_rate=3e-4,
+            schedule="cosine",
+            embedding_norm="batch",
+        ),
+        finetune=FinetuneConfig(embedding_statistics="task"),
+    ),
     # Minutes on two cores without a GPU. What differs from the paper, differs for time (sizes, fast
     # rendering, an action repeat that plays as much with half the frames, stored embeddings) or to
     # learn within so few updates (embedding_norm, learning rates, updates of actor and target).

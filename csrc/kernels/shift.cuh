@@ -98,9 +98,10 @@ struct ShiftedFour {
         static_cast<unsigned>(0x3210221011100000u >> 16 * min(valid, 3)) & 0xffffu;
     which = (x < 0 ? before : at_end) + static_cast<unsigned>(within) * 0x1111u;
   }
-  __device__ unsigned operator()(const uint8_t* row) const {
-    return __byte_perm(*reinterpret_cast<const unsigned*>(row + low),
-                       *reinterpret_cast<const unsigned*>(row + high), which);
+  // Of the row that begins at plane + row.
+  __device__ unsigned operator()(const uint8_t* plane, int row) const {
+    return __byte_perm(*reinterpret_cast<const unsigned*>(plane + (row + low)),
+                       *reinterpret_cast<const unsigned*>(plane + (row + high)), which);
   }
 };
 
@@ -116,7 +117,7 @@ __device__ void store_byte(T* out, unsigned byte) {
   store(out, fma_of(fma_of(-q, A(255), x), A(1) / A(255), q));
 }
 
-constexpr int kShiftBlocks = 6;  // of shift_bytes on a multiprocessor: enough reads on their way
+constexpr int kShiftBlocks = 5;  // of shift_bytes on a multiprocessor: enough reads on their way
 
 // Four neighbours of a result: one store, or two of doubles.
 template <class T>
@@ -127,8 +128,10 @@ struct alignas(4 * sizeof(T) < 16 ? 4 * sizeof(T) : 16) FourOf {
 // Whether shift_bytes can make this result from rows of bytes that lie so far apart.
 template <class T>
 bool in_fours(const void* out, const Bands& bands, int64_t row_stride) {
-  return bands.row % 4 == 0 && row_stride % 4 == 0 && bands.height <= kLongestRow &&
-         bands.count <= INT32_MAX && reinterpret_cast<uintptr_t>(out) % alignof(FourOf<T>) == 0;
+  const int64_t farthest = INT32_MAX / (bands.height + 1);  // in 32 bits, within a plane
+  return bands.row % 4 == 0 && row_stride % 4 == 0 && -farthest <= row_stride &&
+         row_stride <= farthest && bands.height <= kLongestRow && bands.count <= INT32_MAX &&
+         reinterpret_cast<uintptr_t>(out) % alignof(FourOf<T>) == 0;
 }
 
 // A band of a plane of bytes, shifted and stored as T. A thread makes four neighbours of several
@@ -137,9 +140,9 @@ template <class T>
 __device__ void shift_bytes(const uint8_t* plane, int64_t row_stride, const Band& band,
                             const Bands& bands, const Divider& by_fours, int64_t dy, int64_t dx,
                             T* out) {
-  constexpr int kAhead = 4;  // rows that are read before the first is written
+  constexpr int kAhead = 8;  // rows that are read before the first is written
   const int width = static_cast<int>(bands.row), fours = width / 4;
-  const int last = static_cast<int>(bands.height) - 1;
+  const int last = static_cast<int>(bands.height) - 1, stride = static_cast<int>(row_stride);
   const int shift = static_cast<int>(max(min(dx, bands.row), -bands.row));
   const int top = static_cast<int>(band.first + max(min(dy, bands.height), -bands.height));
   const int rows_at_once = max(kThreads / fours, 1);
@@ -154,7 +157,7 @@ __device__ void shift_bytes(const uint8_t* plane, int64_t row_stride, const Band
 #pragma unroll
       for (int i = 0; i < kAhead; ++i) {
         const int from = max(min(top + y + i * rows_at_once, last), 0);
-        bytes[i] = read(plane + from * row_stride);
+        bytes[i] = read(plane, from * stride);
       }
 #pragma unroll
       for (int i = 0; i < kAhead; ++i) {

@@ -1,6 +1,7 @@
 // An item in the registers of one cluster of blocks: scores are read once and codes written once,
-// and only an [M] row of sums per iteration goes through shared memory, pushed by each block to all
-// others, so that nobody waits for an answer from another multiprocessor.
+// and only an [M] row of sums per iteration goes through shared memory. Each block finishes its
+// share of the prototypes: the others push their sums to it, and it pushes the scales back, so that
+// nobody waits for an answer from another multiprocessor, and few bytes go between them.
 #pragma once
 
 #include "groups.cuh"
@@ -20,10 +21,10 @@ struct Tile {
   static constexpr int kElements = kParts * 4 * kRows;  // of a thread, one register each
   static constexpr int kResident = kElements > 32 ? 1 : 2;
 
-  // In floats: sums of the warps; sums of the blocks, twice, since a block may be one barrier ahead
-  // of one that still reads; what they make; extremes of the blocks.
+  // In floats: sums of the warps, scales, sums of the blocks for the share that this one finishes,
+  // and extremes of the blocks.
   static constexpr int64_t shared(int64_t blocks) {
-    return (kTileWarps + 2 * blocks + 1) * kColumns + 2 * blocks;
+    return (kTileWarps + 2) * kColumns + 2 * blocks;
   }
 };
 
@@ -36,11 +37,21 @@ struct alignas(16) Four {
 template <class Value>
 __device__ float log_sum_exp(int count, Value value) {
   float top = lowest<float>(), sum = 0;
-#pragma unroll
+#pragma unroll 4
   for (int i = 0; i < count; ++i) top = Max()(top, value(i));
-#pragma unroll
+#pragma unroll 4
   for (int i = 0; i < count; ++i) sum += exp_of(value(i) - top);
   return top + log_of(sum);
+}
+
+// The sum of the parts, or the logarithm of the sum of what they are the logarithms of.
+template <class Part>
+__device__ float total(int count, bool wide, Part part) {
+  if (wide) return log_sum_exp(count, part);
+  float sum = 0;
+#pragma unroll 4
+  for (int i = 0; i < count; ++i) sum += part(i);
+  return sum;
 }
 
 // One warp's part of an item, and its steps. In exp space it is K, or 0 where there is no sample
@@ -231,13 +242,18 @@ __global__ void __launch_bounds__(kTileThreads, Tile::kResident)
   const int64_t first = min(rank * chunk, p.batch);
   const int rows = static_cast<int>(min(chunk, p.batch - first));  // the last blocks may have none
 
+  // Of the prototypes a block finishes a power of two, so that finding them is no division.
+  int bits = 5;
+  while (blocks << bits < prototypes) ++bits;
+  const int share = 1 << bits;
   float* of_warps = reinterpret_cast<float*>(shared_memory());
-  float* of_blocks = of_warps + kTileWarps * Tile::kColumns;
-  float* scale = of_blocks + 2 * blocks * Tile::kColumns;
-  float* extremes = scale + Tile::kColumns;
+  float* scale = of_warps + kTileWarps * Tile::kColumns;
+  float* of_blocks = scale + Tile::kColumns;  // [blocks, share]
+  float* extremes = of_blocks + Tile::kColumns;
 
+  // Beyond the prototypes the scale of nothing is 0, so that nothing comes of it.
+  for (int m = prototypes + thread; m < Tile::kColumns; m += kTileThreads) scale[m] = 0;
   Cluster::sync();  // all blocks are there: from now on they write to each other
-  int turn = 0;     // which half of the blocks' sums
   for (int64_t item = blockIdx.x / blocks; item < p.items; item += gridDim.x / blocks) {
     const int64_t begin = (item * p.batch + first) * p.prototypes;
     WarpRows<Tile> mine(p, rows);
@@ -260,38 +276,21 @@ __global__ void __launch_bounds__(kTileThreads, Tile::kResident)
       if (iteration > 0) mine.scale(scale, v);
       mine.sum_columns(v, of_warps + thread / kWarp * Tile::kColumns);
       __syncthreads();
-      float* sums = of_blocks + turn * blocks * Tile::kColumns;
       for (int m = thread; m < prototypes; m += kTileThreads) {
-        const auto of_warp = [&](int w) { return of_warps[w * Tile::kColumns + m]; };
-        float sum = 0;
-        if (mine.wide) {
-          sum = log_sum_exp(kTileWarps, of_warp);
-        } else {
-#pragma unroll
-          for (int w = 0; w < kTileWarps; ++w) sum += of_warp(w);
-        }
-        for (int i = 0; i < blocks; ++i) {  // each begins with another: itself
-          const unsigned to =
-              static_cast<unsigned>(rank + i < blocks ? rank + i : rank + i - blocks);
-          Cluster::of_block(sums, to)[rank * Tile::kColumns + m] = sum;
-        }
+        float* to = of_blocks + (rank << bits) + (m & (share - 1));
+        *Cluster::of_block(to, static_cast<unsigned>(m >> bits)) =
+            total(kTileWarps, mine.wide, [&](int w) { return of_warps[w * Tile::kColumns + m]; });
       }
       Cluster::sync();
-      for (int m = thread; m < Tile::kColumns; m += kTileThreads) {
-        const auto of_block = [&](int i) { return sums[i * Tile::kColumns + m]; };
-        if (m >= prototypes) {
-          scale[m] = 0;  // of nothing, and so that it leaves nothing
-        } else if (mine.wide) {
-          scale[m] = log_sum_exp(blocks, of_block);
-        } else {
-          float sum = 0;
-#pragma unroll 8
-          for (int i = 0; i < blocks; ++i) sum += of_block(i);
-          scale[m] = 1 / (static_cast<float>(prototypes) * sum);
-        }
+      for (int i = thread; i < blocks << bits; i += kTileThreads) {  // each scale for each block
+        const int k = i & (share - 1), m = (rank << bits) + k;
+        if (m >= prototypes) continue;
+        const float sum =
+            total(blocks, mine.wide, [&](int from) { return of_blocks[(from << bits) + k]; });
+        *Cluster::of_block(scale + m, static_cast<unsigned>(i >> bits)) =
+            mine.wide ? sum : 1 / (static_cast<float>(prototypes) * sum);
       }
-      __syncthreads();
-      turn = 1 - turn;
+      Cluster::sync();
     }
     mine.write(scale, codes + begin);
   }
