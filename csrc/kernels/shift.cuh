@@ -17,6 +17,21 @@ __device__ inline int64_t shift_of(const int64_t* shifts, int64_t i, int64_t pad
   return shift;
 }
 
+// The shift of a sample, read before it is needed and checked when it is: what is checked is waited
+// for. No shifts means 0.
+struct Shift {
+  int64_t dy = 0, dx = 0;
+
+  __device__ Shift(const int64_t* shifts, int64_t sample) {
+    if (!shifts) return;
+    dy = shifts[2 * sample];
+    dx = shifts[2 * sample + 1];
+  }
+  __device__ void check(int64_t pad) const {
+    assert(-pad <= dy && dy <= pad && -pad <= dx && dx <= pad && "shifts should be in [-pad, pad]");
+  }
+};
+
 // n / divisor for 0 <= n < 2^31 by a multiplication (Hacker's Delight, 10-9). Of nothing, where no
 // thread will ask, the divisor may be 0.
 class Divider {
@@ -117,7 +132,19 @@ __device__ void store_byte(T* out, unsigned byte) {
   store(out, fma_of(fma_of(-q, A(255), x), A(1) / A(255), q));
 }
 
-constexpr int kShiftBlocks = 5;  // of shift_bytes on a multiprocessor: enough reads on their way
+constexpr int kShiftBlocks = 4;  // of shift_bytes on a multiprocessor: enough reads on their way
+
+// So many blocks, which go from band to band and read ahead where the next one lies.
+inline cudaError_t shift_blocks(const Bands& bands, unsigned* blocks) {
+  int device = 0, processors = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) {
+    error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+  }
+  const int64_t at_once = int64_t{processors} * kShiftBlocks;
+  *blocks = static_cast<unsigned>(bands.count < at_once ? bands.count : at_once);
+  return error;
+}
 
 // Four neighbours of a result: one store, or two of doubles.
 template <class T>
@@ -138,13 +165,12 @@ bool in_fours(const void* out, const Bands& bands, int64_t row_stride) {
 // rows, always in the same columns: where it reads is found once for all of them.
 template <class T>
 __device__ void shift_bytes(const uint8_t* plane, int64_t row_stride, const Band& band,
-                            const Bands& bands, const Divider& by_fours, int64_t dy, int64_t dx,
-                            T* out) {
+                            const Bands& bands, const Divider& by_fours, const Shift& by, T* out) {
   constexpr int kAhead = 8;  // rows that are read before the first is written
   const int width = static_cast<int>(bands.row), fours = width / 4;
   const int last = static_cast<int>(bands.height) - 1, stride = static_cast<int>(row_stride);
-  const int shift = static_cast<int>(max(min(dx, bands.row), -bands.row));
-  const int top = static_cast<int>(band.first + max(min(dy, bands.height), -bands.height));
+  const int shift = static_cast<int>(max(min(by.dx, bands.row), -bands.row));
+  const int top = static_cast<int>(band.first + max(min(by.dy, bands.height), -bands.height));
   const int rows_at_once = max(kThreads / fours, 1);
   const int thread = static_cast<int>(threadIdx.x);
   const int begin = fours < kThreads ? by_fours.quotient(thread) : 0;
