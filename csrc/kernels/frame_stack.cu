@@ -15,20 +15,19 @@ struct Frames {
   int64_t frame_stride, channel_stride, row_stride, pixel_stride;
 };
 
-// A plane of the result: where it comes from, and how far it is shifted. Read before it is needed,
-// and checked when it is.
+// A plane of the result: where it comes from, and how far it is shifted.
 struct Source {
-  int64_t frame, channel;
-  Shift shift;
+  const uint8_t* plane;
+  int64_t dy, dx;
 
   // `row` of index, channel of its frame, sample that the row belongs to.
-  __device__ Source(const int64_t* index, const int64_t* shifts, int64_t row, int64_t of_channel,
-                    int64_t sample)
-      : frame(index[row]), channel(of_channel), shift(shifts, sample) {}
-  __device__ const uint8_t* plane(const Frames& frames, int64_t pad) const {
+  __device__ Source(const Frames& frames, const int64_t* index, const int64_t* shifts, int64_t row,
+                    int64_t channel, int64_t sample, int64_t pad) {
+    const int64_t frame = index[row];
     assert(0 <= frame && frame < frames.count && "index should be in [0, N)");
-    shift.check(pad);
-    return frames.data + frame * frames.frame_stride + channel * frames.channel_stride;
+    dy = shift_of(shifts, sample * 2, pad);
+    dx = shift_of(shifts, sample * 2 + 1, pad);
+    plane = frames.data + frame * frames.frame_stride + channel * frames.channel_stride;
   }
 };
 
@@ -37,16 +36,12 @@ __global__ void __launch_bounds__(kThreads, kShiftBlocks)
     frame_stack_kernel(Frames frames, const int64_t* index, const int64_t* shifts, T* out,
                        Bands bands, Divider by_channels, Divider by_stack, int64_t pad,
                        Divider by_fours) {
-  const auto source_of_band = [&](int64_t i) {
-    const int plane = static_cast<int>(Band(bands, i).plane), row = by_channels.quotient(plane);
-    return Source(index, shifts, row, by_channels.remainder(plane), by_stack.quotient(row));
-  };
-  Source next = source_of_band(blockIdx.x);
   for (int64_t i = blockIdx.x; i < bands.count; i += gridDim.x) {
-    const Source source = next;
-    if (i + gridDim.x < bands.count) next = source_of_band(i + gridDim.x);
     const Band band(bands, i);
-    shift_bytes(source.plane(frames, pad), frames.row_stride, band, bands, by_fours, source.shift,
+    const int plane = static_cast<int>(band.plane), row = by_channels.quotient(plane);
+    const Source source(frames, index, shifts, row, by_channels.remainder(plane),
+                        by_stack.quotient(row), pad);
+    shift_bytes(source.plane, frames.row_stride, band, bands, by_fours, source.dy, source.dx,
                 out + (band.plane * bands.height + band.first) * bands.row);
   }
 }
@@ -60,15 +55,15 @@ __global__ void __launch_bounds__(kThreads)
   for (int64_t unit = blockIdx.x; unit < bands.count; unit += gridDim.x) {
     const Band band(bands, unit);
     const int64_t from = band.plane / frames.channels;
-    const Source source(index, shifts, from, band.plane - from * frames.channels, from / stack);
-    const uint8_t* plane = source.plane(frames, pad);
+    const Source source(frames, index, shifts, from, band.plane - from * frames.channels,
+                        from / stack, pad);
     T* to = out + (band.plane * bands.height + band.first) * bands.row;
 #pragma unroll 4
     for (int i = static_cast<int>(threadIdx.x); i < band.rows * width; i += kThreads) {
       const int row = by_row.quotient(i);
-      const int64_t y = clamp_to(band.first + row + source.shift.dy, bands.height);
-      const int64_t x = clamp_to(i - row * width + source.shift.dx, width);
-      store_byte(to + i, plane[y * frames.row_stride + x * frames.pixel_stride]);
+      const int64_t y = clamp_to(band.first + row + source.dy, bands.height);
+      const int64_t x = clamp_to(i - row * width + source.dx, width);
+      store_byte(to + i, source.plane[y * frames.row_stride + x * frames.pixel_stride]);
     }
   }
 }
@@ -88,10 +83,7 @@ cudaError_t launch_frame_stack(Dtype dtype, const uint8_t* frames, const int64_t
   const auto run = [&](auto type) {
     using T = typename decltype(type)::type;
     if (pixel_stride == 1 && in_fours<T>(out, bands, row_stride)) {
-      unsigned blocks = 0;
-      const cudaError_t error = shift_blocks(bands, &blocks);
-      if (error != cudaSuccess) return error;
-      return launch(stream, blocks, frame_stack_kernel<T>, store, index, shifts,
+      return launch(stream, blocks_for(bands.count, 1), frame_stack_kernel<T>, store, index, shifts,
                     static_cast<T*>(out), bands, Divider(channels), Divider(stack), pad,
                     Divider(width / 4));
     }

@@ -55,17 +55,12 @@ __global__ void __launch_bounds__(kThreads)
 __global__ void __launch_bounds__(kThreads, kShiftBlocks)
     random_shift_bytes_kernel(const uint8_t* images, const int64_t* shifts, uint8_t* out,
                               Bands bands, Divider by_planes, int64_t pad, Divider by_fours) {
-  const auto shift_of_band = [&](int64_t i) {
-    return Shift(shifts, by_planes.quotient(static_cast<int>(Band(bands, i).plane)));
-  };
-  Shift next = shift_of_band(blockIdx.x);
   for (int64_t i = blockIdx.x; i < bands.count; i += gridDim.x) {
-    const Shift shift = next;
-    if (i + gridDim.x < bands.count) next = shift_of_band(i + gridDim.x);
-    shift.check(pad);
     const Band band(bands, i);
+    const int64_t image = by_planes.quotient(static_cast<int>(band.plane));
+    const int64_t dy = shift_of(shifts, image * 2, pad), dx = shift_of(shifts, image * 2 + 1, pad);
     shift_bytes(images + band.plane * bands.height * bands.row, bands.row, band, bands, by_fours,
-                shift, out + (band.plane * bands.height + band.first) * bands.row);
+                dy, dx, out + (band.plane * bands.height + band.first) * bands.row);
   }
 }
 
@@ -120,12 +115,9 @@ cudaError_t launch_random_shift(int64_t element_size, const void* images, const 
   if (width > kLongestRow / pixel) return cudaErrorInvalidValue;
   const Bands bands(batch * planes, height, width * pixel);
   if (element_size == 1 && pixel == 1 && in_fours<uint8_t>(out, bands, width)) {
-    unsigned blocks = 0;
-    const cudaError_t error = shift_blocks(bands, &blocks);
-    if (error != cudaSuccess) return error;
-    return launch(stream, blocks, random_shift_bytes_kernel, static_cast<const uint8_t*>(images),
-                  shifts, static_cast<uint8_t*>(out), bands, Divider(planes), pad,
-                  Divider(width / 4));
+    return launch(stream, blocks_for(bands.count, 1), random_shift_bytes_kernel,
+                  static_cast<const uint8_t*>(images), shifts, static_cast<uint8_t*>(out), bands,
+                  Divider(planes), pad, Divider(width / 4));
   }
   const auto run_type = [&](auto type) {
     using T = typename decltype(type)::type;
