@@ -105,16 +105,23 @@ struct ShiftedFour {
   }
 };
 
+// byte / 255 rounded once, for a byte as a number. For doubles and floats a quotient needs a
+// correction; for narrower types the product with 1 / 255 in float32 rounds to the same for all 256
+// bytes.
+template <class T>
+__device__ void store_quotient(T* out, compute_t<T> byte) {
+  using A = compute_t<T>;
+  A q = byte * (A(1) / A(255));
+  if constexpr (sizeof(T) >= 4) q = fma_of(fma_of(-q, A(255), byte), A(1) / A(255), q);
+  store(out, q);
+}
+
 __device__ inline void store_byte(uint8_t* out, unsigned byte) {
   *out = static_cast<uint8_t>(byte);
 }
-// byte / 255 rounded once: a quotient and its correction are exact enough for all 256.
 template <class T>
 __device__ void store_byte(T* out, unsigned byte) {
-  using A = compute_t<T>;
-  const A x = static_cast<A>(byte);
-  const A q = x * (A(1) / A(255));
-  store(out, fma_of(fma_of(-q, A(255), x), A(1) / A(255), q));
+  store_quotient(out, static_cast<compute_t<T>>(byte));
 }
 
 constexpr int kShiftBlocks = 5;  // of shift_bytes on a multiprocessor: enough reads on their way
@@ -124,6 +131,22 @@ template <class T>
 struct alignas(4 * sizeof(T) < 16 ? 4 * sizeof(T) : 16) FourOf {
   T value[4];
 };
+
+// Four bytes as four pixels. A byte becomes a number as the last of the mantissa of 2^23: several
+// times faster than a conversion.
+__device__ inline void store_four(uint8_t* out, unsigned bytes) {
+  *reinterpret_cast<unsigned*>(out) = bytes;
+}
+template <class T>
+__device__ void store_four(T* out, unsigned bytes) {
+  FourOf<T> some;
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    const unsigned bits = __byte_perm(bytes, 0x4b000000u, 0x7540u + static_cast<unsigned>(j));
+    store_quotient(some.value + j, static_cast<compute_t<T>>(__uint_as_float(bits) - 8388608.0f));
+  }
+  *reinterpret_cast<FourOf<T>*>(out) = some;
+}
 
 // Whether shift_bytes can make this result from rows of bytes that lie so far apart.
 template <class T>
@@ -163,10 +186,7 @@ __device__ void shift_bytes(const uint8_t* plane, int64_t row_stride, const Band
       for (int i = 0; i < kAhead; ++i) {
         const int row = y + i * rows_at_once;
         if (row >= band.rows) break;
-        FourOf<T> some;
-#pragma unroll
-        for (int j = 0; j < 4; ++j) store_byte(some.value + j, bytes[i] >> 8 * j & 255u);
-        *reinterpret_cast<FourOf<T>*>(out + row * width + 4 * four) = some;
+        store_four(out + (row * width + 4 * four), bytes[i]);
       }
     }
   }

@@ -16,7 +16,9 @@ namespace {
 constexpr int64_t kEnough = 16384;  // elements that keep one multiprocessor busy
 constexpr int64_t kPortable = 8;    // blocks of a cluster that every device with clusters can have
 constexpr int64_t kLargest = 16;
-constexpr int64_t kOverhead = 64;  // of launch and barriers, in elements of a thread
+// Measured on an H200, in elements of a thread: a launch with its barriers, and what two blocks
+// cost each other on one multiprocessor.
+constexpr int64_t kOverhead = 64, kShared = 48;
 
 // One cluster per item, as far as a grid can hold them, with so many elements of shared memory.
 template <class A>
@@ -141,7 +143,9 @@ cudaError_t choose_tiles(int64_t items, int64_t batch, int64_t prototypes, int64
       if (at_once == 0 || other.at_once(cluster_shape<float>(1, batch, prototypes, size)) == 0) {
         return cudaSuccess;
       }
-      const int64_t cost = ceil_div(items, at_once) * (kOverhead + Tile::kElements);
+      const int64_t waves = ceil_div(items, at_once);
+      int64_t cost = waves * (kOverhead + Tile::kElements);
+      if (waves == 1 && items > 1 && items * Tile::kResident >= at_once) cost += kShared;
       if (cost < least) {
         least = cost;
         *cluster = size;

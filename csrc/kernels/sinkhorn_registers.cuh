@@ -79,7 +79,8 @@ struct WarpRows {
     struct alignas(4 * sizeof(T)) Neighbours {
       T value[4];
     };
-    Range<float> range{lowest<float>(), -lowest<float>()};
+    float high = lowest<float>(), low = -high;
+    bool bad = false;  // fmaxf and fminf lose a NaN
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
 #pragma unroll
@@ -89,12 +90,15 @@ struct WarpRows {
             scores + static_cast<int64_t>(row(r)) * p.prototypes + column(part));
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-          x[r][4 * part + j] = load(some.value + j);
-          range.take(x[r][4 * part + j]);
+          const float score = load(some.value + j);
+          x[r][4 * part + j] = score;
+          high = fmaxf(high, score);
+          low = fminf(low, score);
+          bad |= score != score;
         }
       }
     }
-    return range;
+    return {bad ? NAN : high, low};
   }
 
   __device__ void apply(const Kernel<float>& kernel) {
