@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from crpt.measures import (
 )
 from crpt.objectives import Losses, build
 from crpt.objectives.crptpro import CRPTPro
+from crpt.pretrain_input import check_sizes, frame_geometry, precision_on
 from crpt.replay import ReplayBuffer
 from crpt.streamed_feed import StreamedFeed
 from crpt.update_graph import CudaRecorder, Recorder, UpdateGraphs
@@ -69,8 +70,8 @@ class Trainer:
         # Sorted: the order in which processes added them to the dataset must not matter.
         self.domains = tuple(sorted(set(config.domains) or buffer.domains))
         _check_names(self.domains, buffer)
-        channels, image_size = _frame_geometry(buffer, self.domains)
-        _check_sizes(config, buffer, self.domains, team)
+        channels, image_size = frame_geometry(buffer, self.domains)
+        check_sizes(config, buffer, self.domains, team)
         encoder = initial_encoder(
             EncoderConfig(
                 in_channels=channels * config.frame_stack,
@@ -262,14 +263,6 @@ class Trainer:
             self._graphs.forget()  # the optimiser's state lies elsewhere now
 
 
-def precision_on(config: PretrainConfig, device: torch.device) -> Literal["fp32", "bf16"]:
-    """auto: bf16 where the device is a GPU with units for it."""
-    if config.precision != "auto":
-        return config.precision
-    modern = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-    return "bf16" if modern else "fp32"
-
-
 @contextmanager
 def _fastest_convolutions() -> Iterator[None]:
     """cuDNN times its algorithms once for each shape, and takes the best."""
@@ -335,38 +328,4 @@ def _check_names(domains: tuple[str, ...], buffer: ReplayBuffer) -> None:
         raise ValueError(
             f"domains should be some of the dataset's, {', '.join(sorted(buffer.domains))}, got "
             f"{', '.join(unknown)}"
-        )
-
-
-def _frame_geometry(buffer: ReplayBuffer, domains: tuple[str, ...]) -> tuple[int, int]:
-    """Channels and size of the square frames that all domains share."""
-    if not domains:
-        raise ValueError("buffer should hold at least one domain, got none")
-    shapes = {domain: buffer.spec(domain).frame_shape for domain in domains}
-    channels, height, width = shapes[domains[0]]
-    if height != width or len(set(shapes.values())) > 1:
-        got = ", ".join(f"{domain} {list(shape)}" for domain, shape in shapes.items())
-        raise ValueError(f"frames of all domains should be of one shape [C, S, S], got {got}")
-    return channels, height
-
-
-def _check_sizes(
-    config: PretrainConfig, buffer: ReplayBuffer, domains: tuple[str, ...], team: Team
-) -> None:
-    least = config.frame_stack
-    found = {d: len(buffer.indices(d, frame_stack=config.frame_stack)) for d in domains}
-    short = ", ".join(f"{domain} {n}" for domain, n in found.items() if n < least)
-    if short:
-        raise ValueError(
-            f"every domain should have at least {least} transitions, as many as an observation "
-            f"has frames, got {short}; record more of it, or leave it out of the dataset"
-        )
-    if config.batch_size % team.size:
-        raise ValueError(
-            f"batch_size should be a multiple of the {team.size} processes, got {config.batch_size}"
-        )
-    if config.batches == "mixed" and config.batch_size < len(domains):
-        raise ValueError(
-            f"batch_size should be at least the number of domains, {len(domains)}, with batches "
-            f"mixed, got {config.batch_size}"
         )

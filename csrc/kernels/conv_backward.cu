@@ -200,7 +200,7 @@ cudaError_t launch_conv_pixels_backward_weight(const void* grad, const uint8_t* 
   const cudaError_t error = plan_bands(
       conv_pixels_backward_weight_kernel, batch, height, width,
       [=](const ConvBands& b) {
-        const int64_t in = (2 * int64_t{b.rows} + 1) * in_width * 32;
+        const int64_t in = Narrow::bytes((2 * int64_t{b.rows} + 1) * in_width);
         return kMostPixels * int64_t{4} +
                at_least(grad_bytes(b) + in, kPartial<Narrow> * int64_t{4});
       },

@@ -281,7 +281,7 @@ cudaError_t launch_conv_pixels(const uint8_t* images, const float* weight, int64
       conv_pixels_kernel, batch, height, width,
       [=](const ConvBands& b) {
         return kNarrowPacks * int64_t{16} + kMostPixels * int64_t{4} +
-               (2 * int64_t{b.rows} + 1) * in_width * 32;
+               Narrow::bytes((2 * int64_t{b.rows} + 1) * in_width);
       },
       &bands, &shape.shared);
   if (error != cudaSuccess) return error;

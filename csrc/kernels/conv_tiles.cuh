@@ -39,7 +39,8 @@ struct ConvTile {
 };
 
 // Where 16 bytes of a pixel's channels lie, so that those of eight neighbours, with a stride of one
-// for 32 channels and of two for 16, are in eight different banks.
+// for 32 channels and of two for 16, are in eight different banks: places are exchanged within 64
+// bytes, so that a tile is a whole number of those.
 struct Wide {
   static constexpr int kChannels = 32, kPacks = 4, kStride = 1;
   __device__ static int offset(int pixel, int pack) {
@@ -51,6 +52,7 @@ struct Narrow {
   __device__ static int offset(int pixel, int pack) {
     return ((pixel * 2 + pack) ^ (pixel >> 2 & 3)) << 4;
   }
+  __host__ __device__ static int64_t bytes(int64_t pixels) { return (pixels + 1) / 2 * 64; }
 };
 
 // places[p]: which pixel of the tile under a band is the first one under pixel p of the band.
