@@ -131,12 +131,15 @@ class PretrainConfig:
     """Rounds between two lines of metrics."""
     checkpoint_every: int = field(default=500, metadata=RESUMABLE)
     """Rounds between two checkpoints."""
+    keep_checkpoints: int = field(default=2, metadata=RESUMABLE)
+    """The last ones, that stay."""
 
     def __post_init__(self) -> None:
         _check_choices(self)
         _check_least(
             self,
             rounds=1,
+            keep_checkpoints=1,
             batch_size=2 if self.embedding_norm == "batch" else 1,
             frame_stack=1,
             shift_pad=0,

@@ -12,7 +12,7 @@ from crpt.encoder import Encoder, initial_encoder
 from crpt.interrupt import Interrupted
 from crpt.plateau import PlateauWarning
 from crpt.pretrain import DivergenceError, Trainer, pretrain
-from crpt.run_directory import RunDirectory
+from crpt.run_directory import CheckpointError, RunDirectory
 
 
 @pytest.fixture(scope="module")
@@ -273,3 +273,30 @@ def test_the_cosine_schedule_ends_where_nothing_moves_also_when_resumed(
     _, resumed = run_all(config, buffer, tmp_path / "cut")
     assert_same_encoder(whole, resumed)
     assert rates[12:] == pytest.approx(expected)
+
+
+def test_the_last_checkpoints_stay_and_the_one_before_is_gone_on_from(buffer, tmp_path):
+    config = replace(small.PRETRAIN, keep_checkpoints=2)
+    whole_run, whole = run_all(config, buffer, tmp_path / "whole")
+    checkpoints = whole_run.checkpoint_dir
+    names = {path.name for path in checkpoints.iterdir()}
+    assert names == {"pretrain.pt", "pretrain-000000004.pt", "pretrain-000000006.pt"}
+    assert (checkpoints / "pretrain.pt").samefile(checkpoints / "pretrain-000000006.pt")
+    for name in ("pretrain.pt", "pretrain-000000006.pt"):
+        (checkpoints / name).write_bytes(b"damaged")
+        with pytest.raises(CheckpointError, match=f"(?s){name} .* go on from the one"):
+            run_all(config, buffer, tmp_path / "whole")
+        (checkpoints / name).unlink()
+    assert whole_run.load_checkpoint("pretrain")["round"] == 4
+    run, again = run_all(config, buffer, tmp_path / "whole")
+    assert_same_encoder(whole, again)
+    assert {line["step"] for line in run.metrics("pretrain")} == {2, 4, 6}
+    run_all(replace(config, keep_checkpoints=1), buffer, tmp_path / "one")
+    assert [path.name for path in (tmp_path / "one" / "checkpoints").iterdir()] == ["pretrain.pt"]
+
+
+def test_the_pace_is_logged_apart_from_what_the_seed_decides_on(buffer, tmp_path):
+    run_all(small.PRETRAIN, buffer, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "speed.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 4, 6]
+    assert all(line["updates_per_second"] > 0 for line in lines)
