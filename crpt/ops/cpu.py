@@ -190,25 +190,29 @@ def prototype_objective_cpu(
         embeddings.data_ptr(), prototypes.data_ptr(), rows.data_ptr(), norm.data_ptr(),
         _DTYPE[dtype], norm.numel() // b, b, m, d, threads,
     )  # fmt: skip
-    s, c = rows[..., :b, :], rows[..., b:, :]
+    s, c = rows.split((b, m), -2)
     products = matmul(rows, c.mT).contiguous()  # [..., B + M, M]: s C^T, and below it C C^T
-    turned = products.new_empty((*leading, m, b)) if of_prototypes else None
     loss, comparison, intrinsic = (embeddings.new_empty(leading) for _ in range(3))
     _cpu.prototype_objective(
-        products.data_ptr(), codes.data_ptr(), 0 if turned is None else turned.data_ptr(),
-        loss.data_ptr(), comparison.data_ptr(), intrinsic.data_ptr(), _DTYPE[dtype],
-        loss.numel(), b, m, temperature, intrinsic_weight, offset, threads,
+        products.data_ptr(), codes.data_ptr(), loss.data_ptr(), comparison.data_ptr(),
+        intrinsic.data_ptr(), _DTYPE[dtype], loss.numel(), b, m, temperature, intrinsic_weight,
+        offset, threads,
     )  # fmt: skip
     # The kernel has written gradients over the products, those of C C^T times w.
-    grad_embeddings, grad_prototypes = (products.new_empty((*leading, 0)) for _ in range(2))
-    begin, end = (0 if of_embeddings else b), (b + m if of_prototypes else b)
-    if begin < end:
-        by_rows = matmul(products[..., begin:end, :], c)
-    if of_embeddings:
-        grad_embeddings = _row_normalize_backward(by_rows[..., :b, :], s, norm)
-    if turned is not None:
-        grad_prototypes = add_matmul(by_rows[..., b - begin :, :], turned, s)
-    return loss, comparison, intrinsic, grad_embeddings, grad_prototypes
+    grad_scores, weights = products.split((b, m), -2)
+    if of_embeddings and of_prototypes:
+        grad_rows, from_weights = matmul(products, c).split((b, m), -2)
+    else:
+        grad_rows = matmul(grad_scores, c) if of_embeddings else None
+        from_weights = matmul(weights, c) if of_prototypes else None
+    none = (*leading, 0)
+    return (
+        loss,
+        comparison,
+        intrinsic,
+        c.new_empty(none) if grad_rows is None else _row_normalize_backward(grad_rows, s, norm),
+        c.new_empty(none) if from_weights is None else add_matmul(from_weights, grad_scores.mT, s),
+    )
 
 
 @_impl("prototype_objective_backward")

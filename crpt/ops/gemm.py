@@ -41,7 +41,8 @@ def scaled(grad: Tensor, gradient: Tensor) -> Tensor:
     """grad [...] times gradient [..., R, D], in the dtype of grad; an empty one stays empty."""
     if gradient.dim() < grad.dim() + 2:
         return gradient.new_empty(gradient.shape, dtype=grad.dtype)
-    return (gradient.contiguous() * grad[..., None, None]).to(grad.dtype)
+    scale = grad if grad.dim() == 0 else grad[..., None, None]
+    return (gradient.contiguous() * scale).to(grad.dtype)
 
 
 def _by_onednn(a: Tensor, b: Tensor) -> bool:

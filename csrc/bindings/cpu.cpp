@@ -116,14 +116,13 @@ void prototype_objective_rows(Address embeddings, Address prototypes, Address ro
                                   .threads = threads});
 }
 
-void prototype_objective(Address products, Address codes, Address turned, Address loss,
-                         Address comparison, Address intrinsic, int dtype, int64_t problems,
-                         int64_t samples, int64_t prototypes, double temperature,
-                         double intrinsic_weight, double offset, int threads) {
+void prototype_objective(Address products, Address codes, Address loss, Address comparison,
+                         Address intrinsic, int dtype, int64_t problems, int64_t samples,
+                         int64_t prototypes, double temperature, double intrinsic_weight,
+                         double offset, int threads) {
   py::gil_scoped_release nogil;
   crpt::prototype_objective({.products = at(products),
                              .codes = at(codes),
-                             .turned = at(turned),
                              .loss = at(loss),
                              .comparison = at(comparison),
                              .intrinsic = at(intrinsic),

@@ -2,7 +2,6 @@
 
 #include "kernels/loss_rows.h"
 #include "kernels/normalize_rows.h"
-#include "kernels/transpose_tile.h"
 
 namespace crpt::CRPT_ISA {
 namespace {
@@ -36,24 +35,22 @@ struct Factors {
   A offset, scale, weight;  // of the intrinsic loss: offset, 1 / M^2, w
 };
 
-// Band `band` of one problem: up to kTile rows of s C^T and as many of C C^T, so that equal shares
+constexpr int64_t kBand = 16;
+
+// Band `band` of one problem: up to kBand rows of s C^T and as many of C C^T, so that equal shares
 // of the bands are equal work.
 template <typename A>
 void losses_of_band(const PrototypeObjectiveArgs& args, const Factors<A>& f, int64_t problem,
                     int64_t band, double* losses) {
-  const int64_t B = args.samples, M = args.prototypes, begin = band * kTile;
+  const int64_t B = args.samples, M = args.prototypes, begin = band * kBand;
   A* const products = static_cast<A*>(args.products) + problem * (B + M) * M;
   const A* const codes = static_cast<const A*>(args.codes) + problem * B * M;
-  const int64_t end = begin + kTile < B ? begin + kTile : B;
+  const int64_t end = begin + kBand < B ? begin + kBand : B;
   for (int64_t b = begin; b < end; ++b) {
     A* row = products + b * M;
     losses[b] = row_loss_and_grad(row, codes + b * M, M, f.inverse, f.gradient, row).loss;
   }
-  if (args.turned != nullptr && begin < end) {
-    A* turned = static_cast<A*>(args.turned) + problem * M * B + begin;
-    transpose_band(products + begin * M, M, turned, B, end - begin, M);
-  }
-  for (int64_t i = begin; i < begin + kTile && i < M; ++i) {
+  for (int64_t i = begin; i < begin + kBand && i < M; ++i) {
     losses[B + i] = weigh_row(products + (B + i) * M, i, M, f.offset, f.scale, f.weight);
   }
 }
@@ -72,7 +69,7 @@ void losses(const PrototypeObjectiveArgs& args) {
   const Factors<A> factors = {inverse, inverse / static_cast<A>(B), static_cast<A>(args.offset),
                               A(1) / (static_cast<A>(M) * static_cast<A>(M)),
                               static_cast<A>(args.intrinsic_weight)};
-  const int64_t bands = ((B > M ? B : M) + kTile - 1) / kTile;
+  const int64_t bands = ((B > M ? B : M) + kBand - 1) / kBand;
   const Scratch<double> row_losses(args.problems * (B + M));
   const int team = team_size(args.threads, args.problems * (B + M) * M);
   parallel_for(args.problems * bands, team, [&](int64_t i) {

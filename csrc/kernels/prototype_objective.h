@@ -26,7 +26,6 @@ struct PrototypeObjectiveRowsArgs {
 struct PrototypeObjectiveArgs {
   void* products;     // [problems, B + M, M] in compute type: [s C^T; C C^T], then [G; w W]
   const void* codes;  // [problems, B, M] in compute type
-  void* turned;       // [problems, M, B] in compute type: G^T once more; null: not wanted
   void *loss, *comparison, *intrinsic;  // [problems]
   DType dtype;                          // of these three
   int64_t problems, samples, prototypes;
