@@ -128,6 +128,7 @@ class Device {
   void set_properties(const Properties& properties) {
     const std::lock_guard lock(mutex_);
     properties_ = properties;
+    shared_allowed_.clear();  // another device
   }
   Properties properties() {
     const std::lock_guard lock(mutex_);

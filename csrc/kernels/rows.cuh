@@ -87,6 +87,8 @@ struct RowOf {
 template <int kPer, class Run>
 cudaError_t with_rows(int64_t size, bool vectors, Run run) {
   if constexpr (kPer > 1) {
+    // The usual embeddings. A kernel this short takes as long as its instructions take to arrive.
+    if (vectors && size <= kWarp * kPer) return run(RowOf<kWarp, kPer, kPer>{});
     if (vectors && size <= kWarp * 16) return run(RowOf<kWarp, kPer, 16>{});
     if (vectors && size <= kThreads * 8) return run(RowOf<kThreads, kPer, 8>{});
     if (vectors) return run(RowOf<kThreads, kPer, 16>{});
