@@ -8,7 +8,6 @@ encoder itself.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -110,11 +109,14 @@ class _Features(torch.autograd.Function):
         images, *saved = ctx.saved_tensors
         weights, outputs = saved[: len(saved) // 2], saved[len(saved) // 2 :]
         grad = torch.ops.aten.threshold_backward(grad.contiguous(), outputs[-1], 0)
-        gradients: list[Tensor | None] = []
+        batches = [_partial(grad, len(weights) - 1, _CHANNELS)]
         for i in reversed(range(1, len(weights))):
-            gradients[:0] = _weight_gradients(grad, outputs[i - 1])
+            _weight_gradient(grad, outputs[i - 1], batches[0][:, i - 1])
             grad = _in_gradient(grad, outputs[i - 1], weights[i])
-        gradients[:0] = _pixel_weight_gradients(grad, images)
+        batches.insert(0, _partial(grad, 1, _MOST_PIXEL_CHANNELS))
+        _pixel_weight_gradient(grad, images, batches[0][:, 0])
+        parts = [part for batch in batches for part in batch.sum(dim=0)]
+        gradients = [g for part, w in zip(parts, weights, strict=True) for g in _split(part, w)]
         return (None, *gradients)
 
 
@@ -164,34 +166,33 @@ def _in_gradient(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     return out
 
 
-def _weight_gradients(grad: Tensor, x: Tensor) -> Sequence[Tensor]:
+def _weight_gradient(grad: Tensor, x: Tensor, partial: Tensor) -> None:
+    """Parts whose sum is the gradients of weight and bias, [blocks, 32 * 9 * 32 + 32]."""
     batch, height, width, _ = grad.shape
-    device, count, stream = _start(x)
-    partial = _partial(grad, count, _CHANNELS)
+    device, _, stream = _start(x)
     cuda._cuda.conv_backward_weight(
-        device, grad.data_ptr(), x.data_ptr(), partial.data_ptr(), batch, height, width, count,
-        stream,
+        device, grad.data_ptr(), x.data_ptr(), partial.data_ptr(), partial.stride(0), batch,
+        height, width, len(partial), stream,
     )  # fmt: skip
-    return _whole(partial, _CHANNELS)
 
 
-def _pixel_weight_gradients(grad: Tensor, images: Tensor) -> Sequence[Tensor]:
-    device, count, stream = _start(images)
-    partial = _partial(grad, 2 * count, _MOST_PIXEL_CHANNELS)
+def _pixel_weight_gradient(grad: Tensor, images: Tensor, partial: Tensor) -> None:
+    """Those of the first layer, [blocks, 32 * 9 * 16 + 32]."""
+    device, _, stream = _start(images)
     cuda._cuda.conv_pixels_backward_weight(
-        device, grad.data_ptr(), images.data_ptr(), partial.data_ptr(), *images.shape, 2 * count,
-        stream,
+        device, grad.data_ptr(), images.data_ptr(), partial.data_ptr(), partial.stride(0),
+        *images.shape, len(partial), stream,
     )  # fmt: skip
-    return _whole(partial, images.shape[1])
 
 
-def _partial(grad: Tensor, blocks: int, channels: int) -> Tensor:
+def _partial(grad: Tensor, layers: int, channels: int) -> Tensor:
+    """[blocks, layers, size]: a block a multiprocessor where its tiles are large, or two."""
+    blocks = processors(grad.device) * (1 if channels == _CHANNELS else 2)
     size = _CHANNELS * 9 * channels + _CHANNELS
-    return grad.new_empty((blocks, size), dtype=torch.float32)
+    return grad.new_empty((blocks, layers, size), dtype=torch.float32)
 
 
-def _whole(partial: Tensor, channels: int) -> Sequence[Tensor]:
+def _split(gradients: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """The gradients of weight [32, C, 3, 3], channels-last, and bias [32]."""
-    total = partial.sum(dim=0)
-    weight = total[:-_CHANNELS].view(_CHANNELS, 3, 3, -1)[..., :channels]
-    return weight.permute(0, 3, 1, 2), total[-_CHANNELS:]
+    of_weight = gradients[:-_CHANNELS].view(_CHANNELS, 3, 3, -1)[..., : weight.shape[1]]
+    return of_weight.permute(0, 3, 1, 2), gradients[-_CHANNELS:]

@@ -42,13 +42,15 @@ cudaError_t launch_conv_backward_in(const void* grad, const void* in, const floa
 
 // Their gradients for weight and bias, in parts whose sum over the first dimension they are:
 // partial float32 [blocks, 32 * 9 * N + 32], the weight's as [o, dy, dx, i], then the bias's, with
-// N = 32 and N = kMostPixelChannels for the first layer (there i >= C is nothing).
+// N = 32 and N = kMostPixelChannels for the first layer (there i >= C is nothing); a row begins
+// partial_row after the one before.
 cudaError_t launch_conv_backward_weight(const void* grad, const void* in, float* partial,
-                                        int64_t batch, int64_t height, int64_t width,
-                                        int64_t blocks, cudaStream_t stream);
+                                        int64_t partial_row, int64_t batch, int64_t height,
+                                        int64_t width, int64_t blocks, cudaStream_t stream);
 cudaError_t launch_conv_pixels_backward_weight(const void* grad, const uint8_t* images,
-                                               float* partial, int64_t batch, int64_t channels,
-                                               int64_t in_height, int64_t in_width, int64_t blocks,
+                                               float* partial, int64_t partial_row, int64_t batch,
+                                               int64_t channels, int64_t in_height,
+                                               int64_t in_width, int64_t blocks,
                                                cudaStream_t stream);
 
 }  // namespace crpt::cuda

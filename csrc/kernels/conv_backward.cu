@@ -66,7 +66,8 @@ __device__ void accumulate(Sums<X>& sums, const std::byte* grad, const std::byte
 
 // Adds the warps' sums up in shared memory, one share after the other, and writes them out.
 template <class X>
-__device__ void store_sums(const Sums<X>& sums, float* total, float scale, float* partial) {
+__device__ void store_sums(const Sums<X>& sums, float* total, float scale, float* partial,
+                           int64_t partial_row) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp, g = lane / 4, q = lane % 4;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const int dy = warp % kWindowRows;
@@ -92,7 +93,7 @@ __device__ void store_sums(const Sums<X>& sums, float* total, float scale, float
     }
   }
   __syncthreads();
-  float* own = partial + static_cast<int64_t>(blockIdx.x) * kPartial<X>;
+  float* own = partial + blockIdx.x * partial_row;
   for (int i = static_cast<int>(threadIdx.x); i < kPartial<X>; i += static_cast<int>(blockDim.x)) {
     own[i] = total[i];
   }
@@ -111,7 +112,8 @@ __device__ inline void copy_grad(std::byte* to, const bf16* grad, const ConvBand
 
 // Shared memory: places, two stages of grad and in; in the end the sums.
 __global__ void __launch_bounds__(kBackwardThreads, 1)
-    conv_backward_weight_kernel(const bf16* grad, const bf16* in, float* partial, ConvBands bands) {
+    conv_backward_weight_kernel(const bf16* grad, const bf16* in, float* partial,
+                                int64_t partial_row, ConvBands bands) {
   auto* places = reinterpret_cast<int*>(shared_memory());
   auto* stages = reinterpret_cast<std::byte*>(places + kMostPixels);
   const int tile_width = bands.width + 2, of_grad = grad_bytes(bands);
@@ -140,13 +142,14 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
     __syncthreads();
   }
   wait_for_copies<0>();
-  store_sums<Wide>(sums, reinterpret_cast<float*>(stages), 1.0F, partial);
+  store_sums<Wide>(sums, reinterpret_cast<float*>(stages), 1.0F, partial, partial_row);
 }
 
 // The pixels are converted on their way; other blocks of the multiprocessor compute meanwhile.
 __global__ void __launch_bounds__(kBackwardThreads, 2)
     conv_pixels_backward_weight_kernel(const bf16* grad, const uint8_t* images, float* partial,
-                                       int channels, int in_height, int in_width, ConvBands bands) {
+                                       int64_t partial_row, int channels, int in_height,
+                                       int in_width, ConvBands bands) {
   auto* places = reinterpret_cast<int*>(shared_memory());
   auto* of_grad = reinterpret_cast<std::byte*>(places + kMostPixels);
   auto* pixels = of_grad + grad_bytes(bands);
@@ -163,7 +166,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 2)
     accumulate<Narrow>(sums, of_grad, pixels, places, tile.pixels, in_width);
     __syncthreads();
   }
-  store_sums<Narrow>(sums, reinterpret_cast<float*>(of_grad), 1.0F / 255.0F, partial);
+  store_sums<Narrow>(sums, reinterpret_cast<float*>(of_grad), 1.0F / 255.0F, partial, partial_row);
 }
 
 int64_t at_least(int64_t bytes, int64_t least) { return bytes < least ? least : bytes; }
@@ -171,8 +174,8 @@ int64_t at_least(int64_t bytes, int64_t least) { return bytes < least ? least : 
 }  // namespace
 
 cudaError_t launch_conv_backward_weight(const void* grad, const void* in, float* partial,
-                                        int64_t batch, int64_t height, int64_t width,
-                                        int64_t blocks, cudaStream_t stream) {
+                                        int64_t partial_row, int64_t batch, int64_t height,
+                                        int64_t width, int64_t blocks, cudaStream_t stream) {
   if (width > kLongestConvRow) return cudaErrorInvalidValue;
   ConvBands bands(batch, height, width, 1);
   Shape shape{static_cast<unsigned>(blocks), kBackwardThreads};
@@ -186,12 +189,13 @@ cudaError_t launch_conv_backward_weight(const void* grad, const void* in, float*
       &bands, &shape.shared);
   if (error != cudaSuccess) return error;
   return launch(stream, shape, conv_backward_weight_kernel, static_cast<const bf16*>(grad),
-                static_cast<const bf16*>(in), partial, bands);
+                static_cast<const bf16*>(in), partial, partial_row, bands);
 }
 
 cudaError_t launch_conv_pixels_backward_weight(const void* grad, const uint8_t* images,
-                                               float* partial, int64_t batch, int64_t channels,
-                                               int64_t in_height, int64_t in_width, int64_t blocks,
+                                               float* partial, int64_t partial_row, int64_t batch,
+                                               int64_t channels, int64_t in_height,
+                                               int64_t in_width, int64_t blocks,
                                                cudaStream_t stream) {
   const int64_t height = (in_height - 3) / 2 + 1, width = (in_width - 3) / 2 + 1;
   if (width > kLongestConvRow || channels > kMostPixelChannels) return cudaErrorInvalidValue;
@@ -207,8 +211,8 @@ cudaError_t launch_conv_pixels_backward_weight(const void* grad, const uint8_t* 
       &bands, &shape.shared);
   if (error != cudaSuccess) return error;
   return launch(stream, shape, conv_pixels_backward_weight_kernel, static_cast<const bf16*>(grad),
-                images, partial, static_cast<int>(channels), static_cast<int>(in_height),
-                static_cast<int>(in_width), bands);
+                images, partial, partial_row, static_cast<int>(channels),
+                static_cast<int>(in_height), static_cast<int>(in_width), bands);
 }
 
 }  // namespace crpt::cuda

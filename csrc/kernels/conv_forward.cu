@@ -84,7 +84,6 @@ __device__ void convolve(float (&sum)[kTiles][4][4], const std::byte* tile, cons
 
 // Unlike fmax it keeps a NaN.
 __device__ inline float relu(float x) { return x < 0.0F ? 0.0F : x; }
-__device__ inline unsigned relu(float low, float high) { return pack_bf16(relu(low), relu(high)); }
 
 // The halves of a pair whose counterpart is above 0.
 __device__ inline unsigned where_positive(unsigned pair, unsigned x) {
@@ -93,35 +92,64 @@ __device__ inline unsigned where_positive(unsigned pair, unsigned x) {
   return pair & (low | high);
 }
 
-// Calls write(pixel, channel, values of eight channels) for every pixel of the warp.
-template <class Write>
-__device__ void for_each_pixel(const float (&sum)[kTiles][4][4], int first, int pixels,
-                               Write write) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+// Pixel `half` of tile t that a lane has eight channels of, 8 q and following.
+__device__ inline int pixel_of(int first, int t, int half) {
+  return first + 16 * t + 8 * half + static_cast<int>(threadIdx.x) % kWarp / 4;
+}
+__device__ inline int channel_of_lane() { return static_cast<int>(threadIdx.x) % 4 * 8; }
+
+__device__ inline void store_relu(const float (&sum)[kTiles][4][4], const float (&bias)[8],
+                                  bf16* out, int first, int pixels) {
 #pragma unroll
   for (int t = 0; t < kTiles; ++t) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int pixel = first + 16 * t + 8 * half + lane / 4;
+      const int pixel = pixel_of(first, t, half);
       if (pixel >= pixels) continue;
-      float value[8];
+      unsigned r[4];
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        value[2 * j] = sum[t][j][2 * half];
-        value[2 * j + 1] = sum[t][j][2 * half + 1];
+        r[j] = pack_bf16(relu(sum[t][j][2 * half] + bias[2 * j]),
+                         relu(sum[t][j][2 * half + 1] + bias[2 * j + 1]));
       }
-      write(pixel, 8 * (lane % 4), value);
+      *reinterpret_cast<uint4*>(out + pixel * 32 + channel_of_lane()) =
+          uint4{r[0], r[1], r[2], r[3]};
     }
   }
 }
 
-__device__ inline void store_relu(const float (&sum)[kTiles][4][4], const float (&bias)[8],
-                                  bf16* out, int first, int pixels) {
-  for_each_pixel(sum, first, pixels, [&](int pixel, int channel, const float (&x)[8]) {
-    *reinterpret_cast<uint4*>(out + pixel * 32 + channel) =
-        uint4{relu(x[0] + bias[0], x[1] + bias[1]), relu(x[2] + bias[2], x[3] + bias[3]),
-              relu(x[4] + bias[4], x[5] + bias[5]), relu(x[6] + bias[6], x[7] + bias[7])};
-  });
+__device__ inline void store_where_positive(const float (&sum)[kTiles][4][4], const bf16* mask,
+                                            bf16* out, int first, int pixels) {
+  // All of them first, so that their ways overlap.
+  uint4 masks[kTiles][2];
+#pragma unroll
+  for (int t = 0; t < kTiles; ++t) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int pixel = pixel_of(first, t, half);
+      masks[t][half] = uint4{0, 0, 0, 0};
+      if (pixel < pixels) {
+        masks[t][half] = *reinterpret_cast<const uint4*>(mask + pixel * 32 + channel_of_lane());
+      }
+    }
+  }
+#pragma unroll
+  for (int t = 0; t < kTiles; ++t) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int pixel = pixel_of(first, t, half);
+      if (pixel >= pixels) continue;
+      const unsigned m[4] = {masks[t][half].x, masks[t][half].y, masks[t][half].z,
+                             masks[t][half].w};
+      unsigned r[4];
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        r[j] = where_positive(pack_bf16(sum[t][j][2 * half], sum[t][j][2 * half + 1]), m[j]);
+      }
+      *reinterpret_cast<uint4*>(out + pixel * 32 + channel_of_lane()) =
+          uint4{r[0], r[1], r[2], r[3]};
+    }
+  }
 }
 
 // A lane's eight of 32.
@@ -186,14 +214,7 @@ __global__ void __launch_bounds__(kThreads, 2)
       float sum[kTiles][4][4] = {};
       convolve<Wide>(sum, tiles + stage * tile_bytes, packs, places, first, bands.width + 2);
       if constexpr (kBackward) {
-        for_each_pixel(sum, first, tile.pixels, [&](int pixel, int channel, const float (&x)[8]) {
-          const uint4 mask = *reinterpret_cast<const uint4*>(masked + at + pixel * 32 + channel);
-          *reinterpret_cast<uint4*>(out + at + pixel * 32 + channel) =
-              uint4{where_positive(pack_bf16(x[0], x[1]), mask.x),
-                    where_positive(pack_bf16(x[2], x[3]), mask.y),
-                    where_positive(pack_bf16(x[4], x[5]), mask.z),
-                    where_positive(pack_bf16(x[6], x[7]), mask.w)};
-        });
+        store_where_positive(sum, masked + at, out + at, first, tile.pixels);
       } else {
         store_relu(sum, own_bias, out + at, first, tile.pixels);
       }

@@ -19,10 +19,16 @@ __global__ void __launch_bounds__(kThreads)
   for (int64_t i = blockIdx.x; i < tiles; i += gridDim.x) {
     const int64_t column = i % across * kTile, row = i / across % down * kTile;
     const int64_t matrix = i / across / down * rows * columns;
-    for (int y = first; y < kTile; y += kThreads / kTile) {
-      if (row + y < rows && column + own < columns) {
-        tile[y][own] = load(in + matrix + (row + y) * columns + column + own);
-      }
+    float value[kTile * kTile / kThreads];  // all of them on their way at once
+#pragma unroll
+    for (int k = 0; k < kTile * kTile / kThreads; ++k) {
+      const int y = first + k * (kThreads / kTile);
+      const bool inside = row + y < rows && column + own < columns;
+      value[k] = inside ? load(in + matrix + (row + y) * columns + column + own) : 0.0F;
+    }
+#pragma unroll
+    for (int k = 0; k < kTile * kTile / kThreads; ++k) {
+      tile[first + k * (kThreads / kTile)][own] = value[k];
     }
     __syncthreads();
     for (int y = first; y < kTile; y += kThreads / kTile) {
