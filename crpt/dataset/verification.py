@@ -181,7 +181,9 @@ class _Steps:
     def _stamps(self) -> None:
         stamps = self._of("stamps")
         self._whole = stamps == self._tickets + np.uint64(1)
-        lost = ~self._whole
+        # Tickets that a shared writer took in advance, and gave up when it closed.
+        given_up = (stamps == 0) & (self._of("previous") == ~self._tickets)
+        lost = ~self._whole & ~given_up
         emptied = self._rolled_back(stamps)
         lost[len(lost) - emptied :] = False
         if emptied:

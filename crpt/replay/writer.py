@@ -113,8 +113,11 @@ class Writer:
 
     def close(self) -> None:
         if not isinstance(self._core, _Closed):
-            self._core = _Closed()
-            self._store.release()
+            try:
+                self._core.close()
+            finally:
+                self._core = _Closed()
+                self._store.release()
 
     def __enter__(self) -> Writer:
         return self

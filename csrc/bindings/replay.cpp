@@ -347,6 +347,11 @@ class RingWriter {
 
   bool is_open() const { return writer_.is_open(); }
 
+  void close() {
+    require_idle();
+    writer_.close();
+  }
+
   void roll_back(Ticket step) {
     require_idle();
     writer_.roll_back(step);
@@ -436,6 +441,7 @@ void bind_replay(py::module_& module) {
       .def("begin", &RingWriter::begin)
       .def("append", &RingWriter::append)
       .def("extend", &RingWriter::extend)
+      .def("close", &RingWriter::close)
       .def_property_readonly("is_open", &RingWriter::is_open)
       .def("roll_back", &RingWriter::roll_back)
       .def("end_of_whole_episodes", &RingWriter::end_of_whole_episodes)
