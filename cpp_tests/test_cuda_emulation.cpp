@@ -47,6 +47,18 @@ TEST(CudaEmulation, FindsDivergedBarriers) {
   EXPECT_EQ(cudaErrorLaunchFailure, launch(kStream, 1, divergent_warp_kernel, values.data()));
 }
 
+__global__ void overflowing_kernel() { shared_memory()[256 + threadIdx.x % 8] = std::byte{1}; }
+
+TEST(CudaEmulation, FindsWritesBeyondSharedMemory) {
+#ifndef __SANITIZE_ADDRESS__  // which stops the process there
+  Shape shape{2, kThreads, 256};
+  EXPECT_EQ(cudaErrorLaunchFailure, launch(kStream, shape, overflowing_kernel));
+  EXPECT_NE(emulation::last_failure().find("beyond the block's shared memory"), std::string::npos);
+  shape.shared = 264;
+  EXPECT_LAUNCHED(launch(kStream, shape, overflowing_kernel));
+#endif
+}
+
 __global__ void racing_kernel(int* out) {
   __shared__ int shared[kThreads];
   shared[threadIdx.x] = static_cast<int>(threadIdx.x + blockIdx.x * kThreads);

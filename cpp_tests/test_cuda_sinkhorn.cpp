@@ -66,8 +66,8 @@ std::vector<T> codes_with(const std::vector<T>& scores, const Problem& p, int64_
   });
 }
 
-// Every way to run: a cooperative grid (0), one block, and a cluster.
-constexpr int64_t kClusters[] = {0, 1, 2};
+// Every way to run: a cooperative grid (0), one block, and clusters.
+constexpr int64_t kClusters[] = {0, 1, 2, 4};
 
 template <class T, class Check>
 void in_every_way(const std::vector<T>& scores, const Problem& p, Check check) {
@@ -83,9 +83,20 @@ class CudaSinkhorn : public ::testing::Test {};
 TYPED_TEST_SUITE(CudaSinkhorn, FloatingTypes);
 
 TYPED_TEST(CudaSinkhorn, FollowsTheFormula) {
-  const Problem problems[] = {{1, 1, 1, 3, 0.1},   {1, 1, 7, 3, 0.1},   {2, 5, 1, 3, 0.1},
-                              {3, 19, 17, 3, 0.1}, {1, 13, 65, 0, 0.3}, {1, 40, 33, 1, 0.1},
-                              {2, 9, 130, 3, 0.1}, {1, 12, 20, 9, 0.1}};
+  const Problem problems[] = {{1, 1, 1, 3, 0.1},
+                              {1, 1, 7, 3, 0.1},
+                              {2, 5, 1, 3, 0.1},
+                              {3, 19, 17, 3, 0.1},
+                              {1, 13, 65, 0, 0.3},
+                              {1, 40, 33, 1, 0.1},
+                              {2, 9, 130, 3, 0.1},
+                              {1, 12, 20, 9, 0.1},
+                              // In registers: all tiles, full and not; blocks without samples.
+                              {2, 37, 36, 2, 0.1},
+                              {1, 48, 512, 3, 0.1},
+                              {3, 5, 132, 3, 0.1},
+                              {1, 33, 640, 3, 0.1},
+                              {1, 13, 1024, 3, 0.1}};
   for (const Problem& p : problems) {
     const auto scores =
         write_all<TypeParam>(normal(p.items * p.batch * p.prototypes, 0.3, unsigned(p.batch)));
@@ -98,55 +109,62 @@ TYPED_TEST(CudaSinkhorn, FollowsTheFormula) {
 
 // Ranges of 4, 39.9, 40.1, 400 and 4000 temperatures: exp space, then log space, item by item.
 TYPED_TEST(CudaSinkhorn, BothPathsInOneCall) {
-  const Problem p{5, 21, 34, 3, 1.0};
-  const int64_t size = p.batch * p.prototypes;
-  std::vector<double> values = normal(p.items * size, 1, 5);
-  const double widths[] = {4, 39.9, 40.1, 400, 4000};
-  for (int64_t item = 0; item < p.items; ++item) {
-    const auto begin = values.begin() + item * size;
-    const auto [low, high] = std::minmax_element(begin, begin + size);
-    const double factor = widths[item] / (*high - *low);
-    for (auto x = begin; x != begin + size; ++x) *x *= factor;
+  for (const int64_t prototypes : {34, 36}) {
+    const Problem p{5, 21, prototypes, 3, 1.0};
+    const int64_t size = p.batch * p.prototypes;
+    std::vector<double> values = normal(p.items * size, 1, 5);
+    const double widths[] = {4, 39.9, 40.1, 400, 4000};
+    for (int64_t item = 0; item < p.items; ++item) {
+      const auto begin = values.begin() + item * size;
+      const auto [low, high] = std::minmax_element(begin, begin + size);
+      const double factor = widths[item] / (*high - *low);
+      for (auto x = begin; x != begin + size; ++x) *x *= factor;
+    }
+    const auto scores = write_all<TypeParam>(values);
+    const auto expected = expected_codes(scores, p);
+    in_every_way(scores, p, [&](const auto& codes) {
+      expect_near(codes, expected, tolerance<TypeParam>(4000 * 4.0), 1e-6);
+    });
   }
-  const auto scores = write_all<TypeParam>(values);
-  const auto expected = expected_codes(scores, p);
-  in_every_way(scores, p, [&](const auto& codes) {
-    expect_near(codes, expected, tolerance<TypeParam>(4000 * 4.0), 1e-6);
-  });
 }
 
 TYPED_TEST(CudaSinkhorn, CodesSumToOneWhateverTheScores) {
-  const double infinity = std::numeric_limits<double>::infinity();
-  const Problem p{4, 11, 6, 3, 0.1};
-  const int64_t size = p.batch * p.prototypes;
-  std::vector<double> values = normal(p.items * size, 0.2, 9);
-  for (int64_t b = 0; b < p.batch; ++b) values[b * p.prototypes + 2] = -infinity;  // no mass
-  for (int64_t m = 0; m < p.prototypes; ++m) values[size + m] = -infinity;  // a sample without mass
-  for (int64_t i = 0; i < size; ++i) values[2 * size + i] = -infinity;
-  for (int64_t i = 0; i < size; ++i) values[3 * size + i] = (i % 3 - 1) * 65000.0;  // huge
-  const auto scores = write_all<TypeParam>(values);
-  in_every_way(scores, p, [&](const auto& of_type) {
-    const auto codes = read_all(of_type);
-    for (int64_t row = 0; row < p.items * p.batch; ++row) {
-      double sum = 0;
-      for (int64_t m = 0; m < p.prototypes; ++m) {
-        ASSERT_TRUE(std::isfinite(codes[row * p.prototypes + m]));
-        sum += codes[row * p.prototypes + m];
+  for (const int64_t prototypes : {6, 8}) {
+    const double infinity = std::numeric_limits<double>::infinity();
+    const Problem p{4, 11, prototypes, 3, 0.1};
+    const int64_t size = p.batch * p.prototypes;
+    std::vector<double> values = normal(p.items * size, 0.2, 9);
+    for (int64_t b = 0; b < p.batch; ++b) values[b * p.prototypes + 2] = -infinity;  // no mass
+    for (int64_t m = 0; m < p.prototypes; ++m)
+      values[size + m] = -infinity;  // a sample without mass
+    for (int64_t i = 0; i < size; ++i) values[2 * size + i] = -infinity;
+    for (int64_t i = 0; i < size; ++i) values[3 * size + i] = (i % 3 - 1) * 65000.0;  // huge
+    const auto scores = write_all<TypeParam>(values);
+    in_every_way(scores, p, [&](const auto& of_type) {
+      const auto codes = read_all(of_type);
+      for (int64_t row = 0; row < p.items * p.batch; ++row) {
+        double sum = 0;
+        for (int64_t m = 0; m < p.prototypes; ++m) {
+          ASSERT_TRUE(std::isfinite(codes[row * p.prototypes + m]));
+          sum += codes[row * p.prototypes + m];
+        }
+        EXPECT_NEAR(sum, 1, 8 * Element<TypeParam>::kEpsilon + 1e-6);
       }
-      EXPECT_NEAR(sum, 1, 6 * Element<TypeParam>::kEpsilon + 1e-6);
-    }
-  });
+    });
+  }
 }
 
 TYPED_TEST(CudaSinkhorn, NanStaysInItsItem) {
-  const Problem p{2, 10, 5, 3, 0.1};
-  std::vector<double> values = normal(100, 0.2, 3);
-  values[17] = std::numeric_limits<double>::quiet_NaN();
-  in_every_way(write_all<TypeParam>(values), p, [](const auto& of_type) {
-    const auto codes = read_all(of_type);
-    for (int i = 0; i < 50; ++i) EXPECT_TRUE(std::isnan(codes[i]));
-    for (int i = 50; i < 100; ++i) EXPECT_TRUE(std::isfinite(codes[i]));
-  });
+  for (const int64_t prototypes : {5, 8}) {
+    const Problem p{2, 10, prototypes, 3, 0.1};
+    std::vector<double> values = normal(20 * prototypes, 0.2, 3);
+    values[17] = std::numeric_limits<double>::quiet_NaN();
+    in_every_way(write_all<TypeParam>(values), p, [&](const auto& of_type) {
+      const auto codes = read_all(of_type);
+      for (int i = 0; i < 10 * prototypes; ++i) EXPECT_TRUE(std::isnan(codes[i]));
+      for (int i = 10 * prototypes; i < 20 * prototypes; ++i) EXPECT_TRUE(std::isfinite(codes[i]));
+    });
+  }
 }
 
 // Clusters of which the last blocks have few samples or none, in exp and in log space.
@@ -174,15 +192,17 @@ TEST(CudaSinkhornFloat, ManySamples) {
 // The extremes lie in parts of the scores that different blocks look at: together they need log
 // space.
 TEST(CudaSinkhornFloat, ExtremesFarApart) {
-  const Problem p{1, 70, 65, 3, 1.0};
-  std::vector<double> values = normal(p.batch * p.prototypes, 1, 2);
-  values[100] = 30;
-  values[4400] = -30;
-  const auto scores = write_all<float>(values);
-  const auto expected = expected_codes(scores, p);
-  in_every_way(scores, p, [&](const auto& codes) {
-    expect_near(codes, expected, tolerance<float>(500), 1e-7);
-  });
+  for (const int64_t prototypes : {65, 68}) {
+    const Problem p{1, 70, prototypes, 3, 1.0};
+    std::vector<double> values = normal(p.batch * p.prototypes, 1, 2);
+    values[100] = 30;
+    values[4400] = -30;
+    const auto scores = write_all<float>(values);
+    const auto expected = expected_codes(scores, p);
+    in_every_way(scores, p, [&](const auto& codes) {
+      expect_near(codes, expected, tolerance<float>(500), 1e-7);
+    });
+  }
 }
 
 TEST(CudaSinkhornFloat, TheWholeRangeOfFloat) {
@@ -214,11 +234,13 @@ TEST(CudaSinkhornFloat, Unaligned) {
 
 // 1 / T overflows: only log space can hold these scores.
 TEST(CudaSinkhornFloat, TheSmallestTemperature) {
-  const Problem p{1, 5, 3, 3, 1e-39};
-  std::vector<float> scores(15, 0.25f);
-  in_every_way(scores, p, [](const auto& codes) {
-    for (float code : codes) EXPECT_NEAR(code, 1.0 / 3, 1e-6);
-  });
+  for (const int64_t prototypes : {3, 4}) {
+    const Problem p{1, 5, prototypes, 3, 1e-39};
+    std::vector<float> scores(5 * prototypes, 0.25f);
+    in_every_way(scores, p, [&](const auto& codes) {
+      for (float code : codes) EXPECT_NEAR(code, 1.0 / prototypes, 1e-6);
+    });
+  }
 }
 
 class CudaSinkhornPlan : public ::testing::Test {
@@ -235,9 +257,12 @@ class CudaSinkhornPlan : public ::testing::Test {
 
 TEST_F(CudaSinkhornPlan, AsManyBlocksAsHaveEnoughToDo) {
   EXPECT_EQ(plan(Dtype::kFloat32, 1, 1, 1).cluster, 1);
-  EXPECT_EQ(plan(Dtype::kFloat32, 1, 128, 128).cluster, 1);
+  EXPECT_EQ(plan(Dtype::kFloat32, 1, 10, 128).cluster, 1);
+  EXPECT_EQ(plan(Dtype::kFloat32, 1, 128, 126).cluster, 1);  // no packs: in shared memory
+  EXPECT_EQ(plan(Dtype::kFloat32, 1, 128, 128).cluster, 4);
   EXPECT_EQ(plan(Dtype::kBFloat16, 64, 256, 512).cluster, 8);
-  EXPECT_EQ(plan(Dtype::kFloat32, 1, 512, 512).cluster, 8);
+  EXPECT_EQ(plan(Dtype::kFloat32, 1, 512, 512).cluster, 16);
+  EXPECT_EQ(plan(Dtype::kFloat32, 1, 512, 510).cluster, 8);
   EXPECT_EQ(plan(Dtype::kFloat32, 1, 1024, 512).cluster, 16);
   EXPECT_EQ(plan(Dtype::kFloat64, 1, 512, 512).cluster, 16);
   EXPECT_EQ(plan(Dtype::kFloat32, 1, 4096, 2048).cluster, 0);

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,8 @@ class Common:
     """What every command takes."""
 
     preset: Preset
-    """quick: minutes on a laptop. paper: arXiv 2302.05614 to the letter, for a GPU."""
+    """quick: minutes on a laptop. paper: arXiv 2302.05614 to the letter, for a GPU. best: the same,
+    with what was found to give more."""
     run_dir: Path
     """Config, metrics, encoder and checkpoints; the same command on the same directory goes on
     where it stopped."""
@@ -40,24 +41,31 @@ class Common:
 
 
 def main(
-    name: str, make_arguments: Callable[[Preset, Path, str], A], command: Callable[[A], None]
+    name: str,
+    make_arguments: Callable[[Preset, Path, str], A],
+    command: Callable[[A], None],
+    *,
+    arguments: Sequence[str] | None = None,
 ) -> None:
-    """Parse the command line over the preset's defaults, then run the command."""
+    """Parse the command line, or these arguments, over the preset's defaults, then run the
+    command."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
     keep_freed_memory()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    preset, seed = _scan(sys.argv[1:], "paper" if device == "cuda" else "quick")
+    preset, seed = _scan(given, "paper" if device == "cuda" else "quick")
     defaults = make_arguments(preset, Path("runs") / f"{preset}-seed{seed}", device)
     with without_traceback("The same command goes on from what is on disk."):
-        arguments = tyro.cli(
+        parsed = tyro.cli(
             type(defaults),
             prog=f"python -m crpt.{name}",
+            args=given,
             default=defaults,
             description=command.__doc__,
         )
         if distributed.launched_by_torchrun() and name != "pretrain":
             raise ValueError(f"torchrun is for crpt.pretrain alone; start python -m crpt.{name}")
-        with RunDirectory(arguments.run_dir).exclusive() if distributed.leads() else nullcontext():
-            command(arguments)
+        with RunDirectory(parsed.run_dir).exclusive() if distributed.leads() else nullcontext():
+            command(parsed)
 
 
 @contextmanager

@@ -52,8 +52,9 @@ class CollectArguments(cli.Common):
 @dataclass(frozen=True)
 class PretrainArguments(cli.Common):
     config: OmitArgPrefixes[PretrainConfig] = PretrainConfig()
-    dataset: Path | None = None
-    """Directory of the dataset to train on; none: RUN_DIR/dataset."""
+    dataset: tuple[Path, ...] = ()
+    """Directories of datasets to train on together, of several hosts for example; none:
+    RUN_DIR/dataset."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,8 @@ def collect_command(arguments: CollectArguments) -> None:
 def pretrain_command(arguments: PretrainArguments) -> None:
     """Pre-train the encoder on a dataset of random play; on several processes by torchrun
     --nproc-per-node N -m crpt.pretrain."""
-    context = cli.context(arguments, dataset=arguments.dataset)
+    first, *more = arguments.dataset or (None,)
+    context = replace(cli.context(arguments, dataset=first), more_datasets=tuple(more))
     with distributed.join(torch.device(context.device)) as team:
         pretrain_stage(replace(context, team=team), arguments.config)
     if team.leads:

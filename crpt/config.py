@@ -88,11 +88,16 @@ class PretrainConfig:
     """One round is one update per domain, in turn."""
     batch_size: int = 512
     """Transitions per update."""
+    domains: tuple[str, ...] = ()
+    """Of the dataset, those to train on; none: all. One that is named twice weighs twice as much:
+    two turns in a round, or two shares of a mixed batch."""
     batches: Literal["alternate", "mixed"] = "alternate"
     """alternate: the domains take turns, one a batch (the paper). mixed: every batch holds equal
     shares of all domains."""
     learning_rate: float = 1e-4
     """Of Adam, for encoder, projector, predictor and prototypes."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Of the learning rate: as it is, or falling to 0 at the end along half a cosine."""
     frame_stack: int = 3
     """Consecutive frames that make an observation."""
     shift_pad: int = 4
@@ -119,18 +124,22 @@ class PretrainConfig:
     embedding_norm: Literal["none", "batch"] = "none"
     """batch standardises embeddings over the batch: without it (the paper) the loss starts on a
     plateau it seldom leaves."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Of the convolutions and the projector; the objective and the weights are float32 always."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of the convolutions and the projector; the objective and the weights are float32 always.
+    auto: bf16 on a GPU that has units for it, fp32 elsewhere."""
     log_every: int = field(default=50, metadata=RESUMABLE)
     """Rounds between two lines of metrics."""
     checkpoint_every: int = field(default=500, metadata=RESUMABLE)
     """Rounds between two checkpoints."""
+    keep_checkpoints: int = field(default=2, metadata=RESUMABLE)
+    """The last ones, that stay."""
 
     def __post_init__(self) -> None:
         _check_choices(self)
         _check_least(
             self,
             rounds=1,
+            keep_checkpoints=1,
             batch_size=2 if self.embedding_norm == "batch" else 1,
             frame_stack=1,
             shift_pad=0,
@@ -170,6 +179,10 @@ class FinetuneConfig:
     """What actor and critic see. h: the 39,200 convolutional features (the paper). z: the
     128-dimensional embedding, a tenth of the work of an update and all that pre-training through
     the prototypes has shaped."""
+    embedding_statistics: Literal["pretraining", "task"] = "pretraining"
+    """Mean and deviation by which embedding_norm standardises z. pretraining: those of all its
+    domains together, in which the frames of one task are all but the same. task: those of the
+    task's own random steps, from their end on."""
     shift_pad: int = 4
     """Random shift of sampled observations, in pixels; unused with encode stored."""
     trunk_dim: int = 50
@@ -225,6 +238,11 @@ class FinetuneConfig:
         )
         _check_positive(self, "initial_temperature", "learning_rate")
         _check_rates(self, "discount", "target_rate")
+        if self.embedding_statistics == "task" and self.random_steps < 2:
+            raise ValueError(
+                "random_steps should be at least 2 for the statistics of the task, got "
+                f"{self.random_steps}"
+            )
         if self.random_steps >= self.agent_steps:
             raise ValueError(
                 f"random_steps should be less than agent_steps, {self.agent_steps}, or nothing is "
@@ -293,10 +311,20 @@ class Stages:
             )
 
 
-Preset = Literal["quick", "paper"]
+Preset = Literal["quick", "paper", "best"]
 
 PRESETS: dict[Preset, Stages] = {
     "paper": Stages(),
+    # The paper's data and sizes; of the algorithm, what its ablation (python -m crpt.ablate
+    # components) found to give more.
+    "best": Stages(
+        pretrain=PretrainConfig(
+            learning_rate=3e-4,
+            schedule="cosine",
+            embedding_norm="batch",
+        ),
+        finetune=FinetuneConfig(embedding_statistics="task"),
+    ),
     # Minutes on two cores without a GPU. What differs from the paper, differs for time (sizes, fast
     # rendering, an action repeat that plays as much with half the frames, stored embeddings) or to
     # learn within so few updates (embedding_norm, learning rates, updates of actor and target).
@@ -324,6 +352,7 @@ PRESETS: dict[Preset, Stages] = {
             batch_size=256,
             encode="stored",
             features="z",
+            embedding_statistics="task",
             hidden_dim=256,
             learning_rate=1e-3,
             actor_every=1,

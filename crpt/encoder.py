@@ -121,8 +121,9 @@ class Encoder(nn.Module):
 
     def project(self, features: Tensor) -> Tensor:
         """norm(g(h)), float [B, feature_dim] -> [B, projection_dim]; not yet of unit length."""
-        # Batch statistics in float32 whatever the precision of the layers before.
-        projected: Tensor = self.norm(self.projector(features).float())
+        g = self.projector(features)
+        # Batch statistics in float32 at least, whatever the precision of the layers before.
+        projected: Tensor = self.norm(g.to(torch.promote_types(g.dtype, torch.float32)))
         return projected
 
     def embed(self, obs: Tensor) -> Tensor:

@@ -67,6 +67,11 @@ class Finetuner:
         space = self.env.action_space
         assert isinstance(space, gymnasium.spaces.Box)
         self.space = space
+        if config.embedding_statistics == "task" and encoder.config.embedding_norm == "none":
+            raise ValueError(
+                "embedding_statistics should be pretraining for an encoder without embedding_norm, "
+                "got task"
+            )
         self.extractor = FeatureExtractor(encoder, config.features, device)
         self.agent = SAC(
             self.extractor.dim, space.shape[0], config, seed=self.seeds[AGENT], device=device
@@ -95,22 +100,24 @@ class Finetuner:
         episode = self.counters.episodes
         obs, info = self.env.reset(seed=episode_seed(self.seeds[TRAIN], episode))
         rng = np.random.default_rng(episode_seed(self.seeds[EXPLORE], episode))
-        features = self.encode(obs)
-        self.replay.begin(obs[-3:], state_of(info), features)
+        encoded = self.encode(obs)
+        self.replay.begin(obs[-3:], state_of(info), encoded)
         episode_return, ended, done = 0.0, False, False
         while not done:
-            action = self._explore(features, rng)
+            action = self._explore(encoded, rng)
             obs, reward, terminated, truncated, info = self.env.step(action)
-            features = self.encode(obs)
+            encoded = self.encode(obs)
             self.counters.agent_steps += 1
             out_of_steps = self.counters.agent_steps == self.config.agent_steps
             ended = terminated or truncated
             done = ended or out_of_steps
             discount = discount_of(info, terminated)
             self.replay.append(
-                obs[-3:], action, float(reward), discount, state_of(info), done, features
+                obs[-3:], action, float(reward), discount, state_of(info), done, encoded
             )
             episode_return += float(reward)
+            if self.counters.agent_steps == self.config.random_steps:
+                self._end_random_steps()
             if self.counters.agent_steps >= self.config.random_steps:
                 self._update()
             if self.counters.agent_steps % self.config.evaluate_every == 0 or out_of_steps:
@@ -125,20 +132,30 @@ class Finetuner:
     def encode(self, obs: NDArray[np.uint8]) -> Tensor:
         return self.extractor(torch.from_numpy(obs)[None])[0]
 
-    def _explore(self, features: Tensor, rng: np.random.Generator) -> NDArray[np.float32]:
+    def _end_random_steps(self) -> None:
+        if self.config.embedding_statistics == "task":
+            self.extractor.standardise_by(self.replay.encoded())
+
+    def _explore(self, encoded: Tensor, rng: np.random.Generator) -> NDArray[np.float32]:
         if self.counters.agent_steps < self.config.random_steps:
             return rng.uniform(self.space.low, self.space.high).astype(np.float32)
-        action = self.agent.act(features, explore=True).cpu()
+        action = self.agent.act(self.extractor.view(encoded[None])[0], explore=True).cpu()
         self._require_finite({"the agent's action": action}, "actions")
         chosen: NDArray[np.float32] = action.numpy()
         return chosen
 
     def _update(self) -> None:
-        batch = self.replay.sample()
+        encoded = self.replay.sample()
+        reward = encoded.reward
         if self.intrinsic is not None:
-            bonus = self.intrinsic(self.extractor.embedding(batch.next_features))
-            reward = batch.reward + self.config.intrinsic_reward * bonus
-            batch = dataclasses.replace(batch, reward=reward)
+            bonus = self.intrinsic(self.extractor.embedding(encoded.next_features))
+            reward = reward + self.config.intrinsic_reward * bonus
+        batch = dataclasses.replace(
+            encoded,
+            features=self.extractor.view(encoded.features),
+            reward=reward,
+            next_features=self.extractor.view(encoded.next_features),
+        )
         # Not every update moves the actor: of its losses the last ones stand.
         self.losses |= self.agent.update(batch)
         if self.counters.agent_steps % self.config.log_every == 0:
@@ -205,6 +222,7 @@ class Finetuner:
         return {
             "counters": dataclasses.asdict(self.counters),
             "agent": self.agent.state(),
+            "extractor": self.extractor.state(),
             "losses": self.losses,
             "replay_generator": self.replay.generator.get_state(),
             "intrinsic": self.intrinsic.state() if self.intrinsic else None,
@@ -212,6 +230,7 @@ class Finetuner:
 
     def _load_state(self, state: dict[str, Any]) -> None:
         self.agent.load_state(state["agent"])
+        self.extractor.load_state(state["extractor"])
         self.losses = {k: v.to(self.agent.device) for k, v in state["losses"].items()}
         self.replay.generator.set_state(state["replay_generator"])
         if self.intrinsic is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from crpt.model_card import write_card
 from crpt.objectives import Losses
 from crpt.plateau import Plateau
 from crpt.replay import ReplayBuffer
+from crpt.replay.together import name_of
 from crpt.run_directory import CheckpointError, RunDirectory
 from crpt.trainer import Trainer, figures, of_all
 
@@ -68,6 +70,7 @@ def pretrain(
         desc="pretrain", unit="update", disable=not (progress and team.leads),
     )  # fmt: skip
     stopping = False
+    pace = _Pace(trainer.updates)
     with StopRequest() as stop, bar:
         while trainer.round < config.rounds:
             last = trainer.round + 1 == config.rounds
@@ -91,6 +94,8 @@ def pretrain(
                 if team.leads:
                     for name, line in zip(names, lines, strict=True):
                         run.log(STAGE, trainer.round, domain=name, **line)
+                    rate = round(pace.since_last(trainer.updates), 2)
+                    run.log_speed(STAGE, trainer.round, updates_per_second=rate)
                 distances, ranks = (
                     {name: line[key] for name, line in zip(names, lines, strict=True)}
                     for key in ("distance_from_trivial", "effective_rank")
@@ -103,7 +108,8 @@ def pretrain(
                 _check_losses(trainer, losses)
                 _check_weights(trainer)
                 if team.leads:
-                    run.save_checkpoint(STAGE, trainer.state())
+                    keep = config.keep_checkpoints
+                    run.save_checkpoint(STAGE, trainer.state(), step=trainer.round, keep=keep)
             if stopping and not last:
                 raise Interrupted(
                     f"pretrain stopped after round {trainer.round} of {config.rounds}"
@@ -116,6 +122,19 @@ def pretrain(
         if stopping:
             raise Interrupted("pretrain is done, and its encoder written")
     return encoder.freeze()
+
+
+class _Pace:
+    """Updates per second, measured where the host has waited for the device anyway."""
+
+    def __init__(self, updates: int) -> None:
+        self._then, self._before = time.monotonic(), updates
+
+    def since_last(self, updates: int) -> float:
+        now = time.monotonic()
+        rate = (updates - self._before) / max(now - self._then, 1e-9)
+        self._then, self._before = now, updates
+        return rate
 
 
 def _restore(trainer: Trainer, saved: dict[str, Any], run: RunDirectory) -> None:
@@ -131,7 +150,7 @@ def _restore(trainer: Trainer, saved: dict[str, Any], run: RunDirectory) -> None
 def _provenance(trainer: Trainer, seed: int) -> dict[str, Any]:
     """How the encoder came about; None for what a dataset not made by crpt.collect leaves open."""
     return {
-        "domains": list(trainer.domains),
+        "domains": list(dict.fromkeys(map(name_of, trainer.domains))),
         "objective": trainer.config.objective,
         "rounds": trainer.config.rounds,
         "updates": trainer.config.rounds * len(trainer.batches()),
@@ -144,6 +163,11 @@ def _provenance(trainer: Trainer, seed: int) -> dict[str, Any]:
 
 
 def _check_losses(trainer: Trainer, losses: list[Losses]) -> None:
+    """Every process of a team learns of a loss that is not finite in one of them."""
+    first = trainer.watch.first_bad()
+    if trainer.team.any(first is not None):
+        where = "in another process" if first is None else f"from update {first} on"
+        raise _divergence(trainer, f"the loss should be finite, and was not {where}")
     values = [loss.total.item() for loss in losses]
     if not all(math.isfinite(value) for value in values):
         raise _divergence(trainer, f"the loss should be finite, got {values}")

@@ -1,6 +1,6 @@
 """The run directory: what a run was asked to do, what it measured, and where it stopped.
 
-    config.json  metrics.jsonl  encoder/  checkpoints/
+    config.json  metrics.jsonl  speed.jsonl  encoder/  checkpoints/
 
 Every stage opens it with its own config. The first time the config is written down; after that it
 must be the same, so that a run that goes on is the run that was begun.
@@ -11,8 +11,11 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import json
+import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,7 @@ from crpt.files import replace_file
 
 STAGE_LEAVES = {
     "collect": "dataset/*/cursor",
-    "pretrain": "checkpoints/pretrain.pt",
+    "pretrain": "checkpoints/pretrain*.pt",
     "probe": "probe.json",
     "finetune": "checkpoints/finetune.pt",
     "evaluate": "evaluation.json",
@@ -125,6 +128,12 @@ class RunDirectory:
         with self.metrics_file.open("a") as file:
             file.write(line + "\n")
 
+    def log_speed(self, stage: str, step: int, **values: float) -> None:
+        """Append one line to speed.jsonl: what the machine decides on, and not the seed."""
+        line = json.dumps({"stage": stage, "step": step} | values)
+        with (self.path / "speed.jsonl").open("a") as file:
+            file.write(line + "\n")
+
     def metrics(self, stage: str | None = None) -> list[dict[str, Any]]:
         """All whole lines of metrics.jsonl, of one stage or of all."""
         lines = []
@@ -151,23 +160,44 @@ class RunDirectory:
         text = "".join(json.dumps(line) + "\n" for line in kept)
         replace_file(self.metrics_file, lambda path: path.write_text(text))
 
-    def save_checkpoint(self, name: str, state: dict[str, Any]) -> None:
-        """Write checkpoints/NAME.pt in one step: tensors and plain values only."""
+    def save_checkpoint(
+        self, name: str, state: dict[str, Any], *, step: int = 0, keep: int = 1
+    ) -> None:
+        """Write checkpoints/NAME.pt in one step: tensors and plain values only.
+
+        With keep > 1 it and the keep - 1 before it stay there too, as NAME-STEP.pt.
+        """
         self.checkpoint_dir.mkdir(parents=True, exist_ok=True)
-        replace_file(self.checkpoint_dir / f"{name}.pt", lambda path: torch.save(state, path))
+        newest = self.checkpoint_dir / f"{name}.pt"
+        replace_file(newest, lambda path: torch.save(state, path))
+        if keep > 1:
+            # Another name of the same file: it takes no room of its own.
+            replace_file(self.checkpoint_dir / f"{name}-{step:09d}.pt", partial(_link, newest))
+        older = self._older_checkpoints(name)
+        for path in older[: len(older) - (keep if keep > 1 else 0)]:
+            path.unlink()
 
     def load_checkpoint(self, name: str) -> dict[str, Any] | None:
-        """The state last saved under this name, or None."""
+        """The state last saved under this name; where NAME.pt is gone, the newest of those kept;
+        or None."""
         path = self.checkpoint_dir / f"{name}.pt"
+        older = self._older_checkpoints(name)
         if not path.exists():
-            return None
+            if not older:
+                return None
+            path = older[-1]
         try:
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises half a dozen types for a damaged file
             raise CheckpointError(
-                f"{path} cannot be read ({error}); delete it to begin the stage again"
+                f"{path} cannot be read ({error}); delete it to "
+                + ("go on from the one before it" if older[:-1] else "begin the stage again")
             ) from error
         return state
+
+    def _older_checkpoints(self, name: str) -> list[Path]:
+        """Those kept under their steps, oldest first."""
+        return sorted(self.checkpoint_dir.glob(f"{name}-{'[0-9]' * 9}.pt"))
 
     def write_json(self, name: str, value: Any) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
@@ -185,6 +215,13 @@ class RunDirectory:
             raise RunFileError(
                 f"{path} is not readable JSON ({error}); delete it to measure again"
             ) from error
+
+
+def _link(file: Path, path: Path) -> None:
+    try:
+        os.link(file, path)
+    except OSError:  # a file system without them
+        shutil.copyfile(file, path)
 
 
 def _plain(value: Any) -> Any:

@@ -31,7 +31,7 @@ from crpt.model_card import write_card
 from crpt.pretrain import STAGE as PRETRAIN
 from crpt.pretrain import pretrain
 from crpt.probe import probe, to_json
-from crpt.replay import ReplayBuffer
+from crpt.replay import ReplayBuffer, open_together
 from crpt.run_directory import ConfigMismatchError, RunDirectory
 from crpt.seeds import stream_seed
 
@@ -57,6 +57,8 @@ class Context:
     make_env: MakeEnv = envs.make
     dataset: Path | None = None
     """Where the random play is; none: in the run directory."""
+    more_datasets: tuple[Path, ...] = ()
+    """Others, to pre-train on as well."""
     team: Team = ALONE
     """The processes that pre-train together."""
     encoder: Path | None = None
@@ -96,9 +98,11 @@ def collect_stage(context: Context, config: CollectConfig) -> ReplayBuffer:
 
 def pretrain_stage(context: Context, config: PretrainConfig) -> Encoder:
     """The encoder, into `encoder/`."""
-    if not (context.dataset_dir / "dataset.json").exists():
+    datasets = (context.dataset_dir, *context.more_datasets)
+    missing = [path for path in datasets if not (path / "dataset.json").exists()]
+    if missing:
         raise StageOrderError(
-            f"{context.dataset_dir} should be a dataset to pre-train on; record one first: "
+            f"{missing[0]} should be a dataset to pre-train on; record one first: "
             f"python -m crpt.collect --run-dir {context.run.path}"
         )
     checkpoint = context.run.checkpoint_dir / f"{PRETRAIN}.pt"
@@ -107,7 +111,7 @@ def pretrain_stage(context: Context, config: PretrainConfig) -> Encoder:
             f"{context.run.encoder_dir} holds an encoder that was trained elsewhere; pre-train in "
             "another --run-dir"
         )
-    buffer = ReplayBuffer.open(context.dataset_dir)
+    buffer = open_together(datasets)
     if context.team.leads:
         context.claim(PRETRAIN, config, dataset=_identity(buffer))
     context.team.wait()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,6 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 from crpt.config import PretrainConfig
 from crpt.distributed import ALONE, Team
 from crpt.encoder import EncoderConfig, initial_encoder
+from crpt.feeds import Domains, Feed, ResidentFeed, ViewConfig, fits, parts, whole
+from crpt.gpu_encoder import bytes_are_faster
 from crpt.measures import (
     assignment_perplexity,
     effective_rank,
@@ -21,13 +26,30 @@ from crpt.measures import (
 )
 from crpt.objectives import Losses, build
 from crpt.objectives.crptpro import CRPTPro
+from crpt.pretrain_input import check_sizes, frame_geometry, precision_on
 from crpt.replay import ReplayBuffer
+from crpt.streamed_feed import StreamedFeed
+from crpt.update_graph import CudaRecorder, Recorder, UpdateGraphs
+from crpt.watch import FiniteWatch
 
 RANK_BATCH = 128
 
 
+@dataclass(frozen=True)
+class _Update:
+    """What an update leaves; where it is replayed, in the same memory each time."""
+
+    losses: Losses
+    gradients: list[Tensor]
+
+
 class Trainer:
-    """One pre-training run, update by update."""
+    """One pre-training run, update by update.
+
+    On a GPU the frames lie in its memory if they fit, updates are replayed as CUDA graphs unless
+    there are several processes, and nothing waits for the device but what is asked of it: figures,
+    ranks, states.
+    """
 
     def __init__(
         self,
@@ -37,16 +59,19 @@ class Trainer:
         seed: int,
         device: torch.device,
         team: Team = ALONE,
+        cuda_graphs: bool = True,
     ) -> None:
         self.team = team
-        self.config = config
+        self.config = config = replace(config, precision=precision_on(config, device))
         self.buffer = buffer
         self.device = device
         self.round = 0
+        self.updates = 0
         # Sorted: the order in which processes added them to the dataset must not matter.
-        self.domains = tuple(sorted(buffer.domains))
-        channels, image_size = _frame_geometry(buffer, self.domains)
-        _check_sizes(config, buffer, self.domains, team)
+        self.domains = tuple(sorted(set(config.domains) or buffer.domains))
+        _check_names(self.domains, buffer)
+        channels, image_size = frame_geometry(buffer, self.domains)
+        check_sizes(config, buffer, self.domains, team)
         encoder = initial_encoder(
             EncoderConfig(
                 in_channels=channels * config.frame_stack,
@@ -64,68 +89,126 @@ class Trainer:
         self.forward: Callable[[Tensor, Tensor], Losses] = self.model
         if team.group is not None:
             self.forward = DistributedDataParallel(self.model, process_group=team.group)
-        trained = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.Adam(trained, lr=config.learning_rate, fused=True)
+        self.trained = [p for p in self.model.parameters() if p.requires_grad]
+        cuda = device.type == "cuda"
+        # A graph reads a rate that changes from the device.
+        scheduled = cuda and config.schedule != "constant"
+        rate = torch.tensor(config.learning_rate, device=device) if scheduled else None
+        self._rate: float | Tensor = config.learning_rate if rate is None else rate
+        self.optimizer = torch.optim.Adam(self.trained, lr=self._rate, fused=True, capturable=cuda)
         self.generator = torch.Generator().manual_seed(seed)
+        self.watch = FiniteWatch(device)
+        self.feed: Feed | None = self._feed() if cuda else None
+        self.passed: Callable[[str], None] = lambda phase: None
+        """Is told of every phase of an update when it is over, or recorded."""
+        self._gradients: list[Tensor] = []
+        self._graphs: UpdateGraphs[Domains, _Update] | None = None
+        if cuda and cuda_graphs and team.group is None:
+            self.replay_updates(CudaRecorder(device))
 
-    def batches(self) -> list[tuple[str, ...]]:
-        """The domains of each update of a round."""
-        domains = self.domains
+    def replay_updates(self, recorder: Recorder) -> None:
+        """From now on updates are recorded and replayed."""
+        self._graphs = UpdateGraphs(recorder, self._update)
+
+    def _feed(self) -> Feed | None:
+        views = self._views()
+        if fits(self.buffer, self.domains, self.device):
+            return ResidentFeed(self.buffer, self.domains, views, self.device, self.generator)
+        if self.team.group is None:
+            return StreamedFeed(self.buffer, self.batches(), views, self.device, self.generator)
+        return None
+
+    def _views(self) -> ViewConfig:
+        c = self.config
+        dtype = torch.bfloat16 if c.precision == "bf16" else self.trained[0].dtype
+        if c.precision == "bf16" and bytes_are_faster(self.model.online, self.device):
+            dtype = torch.uint8
+        mine = self.team.share(c.batch_size)
+        return ViewConfig(c.batch_size, c.frame_stack, c.shift_pad, dtype, mine)
+
+    def batches(self) -> list[Domains]:
+        """The domains of each update of a round; one that the config names twice has two turns, or
+        two shares."""
+        domains = tuple(sorted(self.config.domains)) or self.domains
         if self.config.batches == "mixed":
             return [domains] * len(domains)
         return [(domain,) for domain in domains]
 
-    def sample(self, domains: tuple[str, ...]) -> tuple[Tensor, Tensor]:
-        """obs and next_obs, shifted, [B, K*C, H, W] in [0, 1], equal shares of the domains; of a
-        team, this process's rows of them."""
-        c = self.config
-        parts = []
-        for i, domain in enumerate(domains):
-            share = c.batch_size * (i + 1) // len(domains) - c.batch_size * i // len(domains)
-            parts.append(
-                self.buffer.sample(
-                    domain,
-                    share,
-                    frame_stack=c.frame_stack,
-                    pad=c.shift_pad,
-                    dtype=torch.bfloat16 if c.precision == "bf16" else torch.float32,
-                    device=self.device,
-                    generator=self.generator,
-                )
+    def sample(self, domains: Domains) -> tuple[Tensor, Tensor]:
+        """obs and next_obs, shifted, [B, K*C, H, W], bytes or floats in [0, 1], equal shares of the
+        domains; of a team, this process's rows of them."""
+        if self.feed is not None:
+            self.feed.draw(domains)
+            return self.feed.views(domains)
+        c, views = self.config, self._views()
+        batches = [
+            self.buffer.sample(
+                part.domain,
+                part.end - part.begin,
+                frame_stack=c.frame_stack,
+                pad=c.shift_pad,
+                dtype=views.dtype,
+                device=self.device,
+                generator=self.generator,
             )
+            for part in parts(domains, c.batch_size)
+        ]
         obs, next_obs = (
-            views[0] if len(views) == 1 else torch.cat(views)
-            for views in ([p.obs for p in parts], [p.next_obs for p in parts])
+            made[0] if len(made) == 1 else torch.cat(made)
+            for made in ([b.obs for b in batches], [b.next_obs for b in batches])
         )
-        mine = self.team.share(c.batch_size)
-        return (
-            obs[mine].contiguous(memory_format=torch.channels_last),
-            next_obs[mine].contiguous(memory_format=torch.channels_last),
-        )
+        return whole([obs[views.rows]]), whole([next_obs[views.rows]])
 
-    def update(self, domains: tuple[str, ...]) -> Losses:
-        return self.step(*self.sample(domains))
+    def update(self, domains: Domains) -> Losses:
+        """One update on a batch of these domains."""
+        self._set_rate()
+        self.updates += 1
+        if self._graphs is None:
+            return self.step(*self.sample(domains))
+        if self.feed is not None:
+            self.feed.draw(domains)
+        with _fastest_convolutions():
+            done = self._graphs(domains)
+        self._gradients = done.gradients
+        return _copied(done.losses)
 
-    def step(
-        self, obs: Tensor, next_obs: Tensor, passed: Callable[[str], None] = lambda phase: None
-    ) -> Losses:
-        """The update on these views; `passed` is told of every phase when it is over."""
+    def _set_rate(self) -> None:
+        """The learning rate of this update, (1 + cos(pi t / T)) / 2 of the first with a cosine."""
+        if self.config.schedule == "constant":
+            return
+        done = self.updates / (self.config.rounds * len(self.batches()))
+        rate = self.config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+        if isinstance(self._rate, Tensor):
+            self._rate.fill_(rate)
+        else:
+            self.optimizer.param_groups[0]["lr"] = rate
+
+    def _update(self, domains: Domains) -> _Update:
+        """The part of an update that can be recorded."""
+        views = self.sample(domains) if self.feed is None else self.feed.views(domains)
+        self.passed("sample")
+        losses = self.step(*views)
+        return _Update(_detached(losses), self._gradients)
+
+    def step(self, obs: Tensor, next_obs: Tensor) -> Losses:
+        """The update on these views."""
         self.model.before_update()
         losses = self.forward(obs, next_obs)
-        passed("forward")
+        self.passed("forward")
         self.optimizer.zero_grad(set_to_none=True)
         losses.total.backward()
-        passed("backward")
+        self.passed("backward")
         self.optimizer.step()
         self.model.after_update()
-        passed("finish")
+        self.watch.observe(losses.total)
+        self._gradients = [p.grad for p in self.trained if p.grad is not None]
+        self.passed("finish")
         return losses
 
     @torch.no_grad()
     def gradient_norm(self) -> float:
         """Length of the last update's gradient."""
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        return float(torch.nn.utils.get_total_norm(gradients))
+        return float(torch.nn.utils.get_total_norm(self._gradients))
 
     @torch.no_grad()
     def ranks(self, domains: tuple[str, ...]) -> dict[str, float]:
@@ -170,6 +253,44 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"])
+        self.updates = self.round * len(self.batches())
+        # Of what was saved on a CPU, not true of this optimiser here.
+        for group in self.optimizer.param_groups:
+            group["capturable"] = self.device.type == "cuda"
+            group["lr"] = self._rate
+        self.watch.restart(self.updates)
+        if self._graphs is not None:
+            self._graphs.forget()  # the optimiser's state lies elsewhere now
+
+
+@contextmanager
+def _fastest_convolutions() -> Iterator[None]:
+    """cuDNN times its algorithms once for each shape, and takes the best."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+def _detached(losses: Losses) -> Losses:
+    return replace(losses, total=losses.total.detach())
+
+
+def _copied(losses: Losses) -> Losses:
+    """Which the next replay does not write over."""
+    names = list(losses.parts)
+    total, distance, *parts = torch.stack(
+        [losses.total, losses.distance, *(losses.parts[name] for name in names)]
+    )
+    return Losses(
+        total=total,
+        parts=dict(zip(names, parts, strict=True)),
+        distance=distance,
+        z=losses.z.clone(),
+        codes=None if losses.codes is None else losses.codes.clone(),
+    )
 
 
 def of_all(team: Team, losses: Losses) -> Losses:
@@ -201,35 +322,10 @@ def figures(trainer: Trainer, domains: tuple[str, ...], loss: Losses) -> dict[st
     return figures
 
 
-def _frame_geometry(buffer: ReplayBuffer, domains: tuple[str, ...]) -> tuple[int, int]:
-    """Channels and size of the square frames that all domains share."""
-    if not domains:
-        raise ValueError("buffer should hold at least one domain, got none")
-    shapes = {domain: buffer.spec(domain).frame_shape for domain in domains}
-    channels, height, width = shapes[domains[0]]
-    if height != width or len(set(shapes.values())) > 1:
-        got = ", ".join(f"{domain} {list(shape)}" for domain, shape in shapes.items())
-        raise ValueError(f"frames of all domains should be of one shape [C, S, S], got {got}")
-    return channels, height
-
-
-def _check_sizes(
-    config: PretrainConfig, buffer: ReplayBuffer, domains: tuple[str, ...], team: Team
-) -> None:
-    least = config.frame_stack
-    found = {d: len(buffer.indices(d, frame_stack=config.frame_stack)) for d in domains}
-    short = ", ".join(f"{domain} {n}" for domain, n in found.items() if n < least)
-    if short:
+def _check_names(domains: tuple[str, ...], buffer: ReplayBuffer) -> None:
+    unknown = [domain for domain in domains if domain not in buffer.domains]
+    if unknown:
         raise ValueError(
-            f"every domain should have at least {least} transitions, as many as an observation "
-            f"has frames, got {short}; record more of it, or leave it out of the dataset"
-        )
-    if config.batch_size % team.size:
-        raise ValueError(
-            f"batch_size should be a multiple of the {team.size} processes, got {config.batch_size}"
-        )
-    if config.batches == "mixed" and config.batch_size < len(domains):
-        raise ValueError(
-            f"batch_size should be at least the number of domains, {len(domains)}, with batches "
-            f"mixed, got {config.batch_size}"
+            f"domains should be some of the dataset's, {', '.join(sorted(buffer.domains))}, got "
+            f"{', '.join(unknown)}"
         )

@@ -15,7 +15,7 @@ set(CRPT_CUDA_ARCHITECTURES 80-real 90 CACHE STRING "GPU architectures, as CMAKE
 set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
 
 set(cuda_sources sinkhorn row_normalize prototype_loss intrinsic_loss random_shift frame_stack
-    knn_distance)
+    knn_distance conv_forward conv_backward reorder)
 list(TRANSFORM cuda_sources PREPEND ${CMAKE_CURRENT_LIST_DIR}/kernels/)
 list(TRANSFORM cuda_sources APPEND .cu)
 

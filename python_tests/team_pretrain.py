@@ -1,4 +1,4 @@
-"""Started by torchrun in tests: DATASET RUNS BATCHES NORM [--die] OBJECTIVE"""
+"""Started by torchrun in tests: DATASET RUNS DTYPE RATE BATCHES NORM [--die] OBJECTIVE"""
 
 import os
 import sys
@@ -27,15 +27,16 @@ def die_in_round(number: int) -> None:
 
 
 def main() -> None:
-    dataset, runs, batches, norm, *names = sys.argv[1:]
+    dataset, runs, dtype, rate, batches, norm, *names = sys.argv[1:]
     torch.set_num_threads(1)
+    torch.set_default_dtype(getattr(torch, dtype))
     if names[0] == "--die":
         names.pop(0)
         die_in_round(5)
     with distributed.join(torch.device("cpu")) as team:
         config = replace(
             small.PRETRAIN, rounds=25, objective=names[0], batches=batches, embedding_norm=norm,
-            learning_rate=1e-4, log_every=1,
+            learning_rate=float(rate), log_every=1,
         )  # fmt: skip
         run = RunDirectory(Path(runs) / names[0])
         pretrain(config, ReplayBuffer.open(dataset), run, seed=0, progress=False, team=team)

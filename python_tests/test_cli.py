@@ -41,7 +41,7 @@ def test_help_names_every_shared_flag(crpt, stage):
     code, out, _ = crpt(stage, "--help")
     assert code == 0
     assert f"python -m crpt.{stage}" in out
-    for flag in ("--preset {quick,paper}", "--run-dir PATH", "--seed INT", "--device STR"):
+    for flag in ("--preset {quick,paper,best}", "--run-dir PATH", "--seed INT", "--device STR"):
         assert flag in out
 
 

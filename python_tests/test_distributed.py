@@ -21,6 +21,7 @@ from crpt.run_directory import RunDirectory
 
 HERE = Path(__file__).parent
 SCRIPT = HERE / "team_pretrain.py"
+SMALL = ("float32", "1e-4", "alternate", "batch")  # how the script trains where all are as good
 
 
 def together(size: int, *arguments: str) -> None:
@@ -43,6 +44,38 @@ def dataset(tmp_path_factory):
 SLOW = pytest.mark.slow
 
 
+@pytest.fixture
+def float64():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def alone_and_together(dataset, runs, objective, batches, norm, learning_rate=1e-4):
+    """An encoder trained by one process, one by two, and the pairs of their lines in the logs."""
+    dtype = str(torch.get_default_dtype()).removeprefix("torch.")
+    rate = str(learning_rate)
+    together(2, str(dataset), str(runs), dtype, rate, batches, norm, objective)
+    config = replace(
+        small.PRETRAIN, rounds=25, objective=objective, batches=batches, embedding_norm=norm,
+        learning_rate=learning_rate, log_every=1,
+    )  # fmt: skip
+    run, team_run = RunDirectory(runs / "alone"), RunDirectory(runs / objective)
+    alone = pretrain(config, ReplayBuffer.open(dataset), run, seed=0, progress=False)
+    pairs = list(zip(run.metrics("pretrain"), team_run.metrics("pretrain"), strict=True))
+    assert len(pairs) == 50
+    return alone, Encoder.from_pretrained(team_run.path), pairs
+
+
+def check_lines(pairs, *, within):
+    for mine, theirs in pairs:
+        assert mine.keys() == theirs.keys()
+        for key in ("loss", "distance_from_trivial"):
+            assert theirs[key] == pytest.approx(mine[key], rel=0, abs=within), mine["step"]
+
+
+# In float64: float32 rounds otherwise on another processor, or in shares, and Adam, which steps by
+# the sign of a gradient that is all but nothing, makes 1e-4 and more of that in a few updates.
 @pytest.mark.parametrize(
     ("objective", "batches", "norm"),
     [
@@ -54,39 +87,46 @@ SLOW = pytest.mark.slow
         pytest.param("autoencoder", "alternate", "batch", marks=SLOW),
     ],
 )
-def test_shares_of_a_batch_train_like_the_whole_of_it(dataset, tmp_path, objective, batches, norm):
-    together(2, str(dataset), str(tmp_path), batches, norm, objective)
-    config = replace(
-        small.PRETRAIN, rounds=25, objective=objective, batches=batches, embedding_norm=norm,
-        learning_rate=1e-4, log_every=1,
-    )  # fmt: skip
-    run = RunDirectory(tmp_path / "alone")
-    alone = pretrain(config, ReplayBuffer.open(dataset), run, seed=0, progress=False)
-    team_run = RunDirectory(tmp_path / objective)
-    pairs = list(zip(run.metrics("pretrain"), team_run.metrics("pretrain"), strict=True))
-    assert len(pairs) == 50
-    for mine, theirs in pairs:
-        assert mine.keys() == theirs.keys()
-        for key in ("loss", "distance_from_trivial"):
-            assert theirs[key] == pytest.approx(mine[key], abs=1e-4), mine["step"]
-    encoder = Encoder.from_pretrained(team_run.path)
+def test_shares_of_a_batch_train_like_the_whole_of_it(
+    float64, dataset, tmp_path, objective, batches, norm
+):
+    alone, team, pairs = alone_and_together(dataset, tmp_path, objective, batches, norm)
+    check_lines(pairs, within=1e-9)
     for key, tensor in alone.state_dict().items():
-        torch.testing.assert_close(encoder.state_dict()[key], tensor, atol=2e-3, rtol=2e-3)
+        torch.testing.assert_close(team.state_dict()[key], tensor, atol=1e-8, rtol=1e-8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batches", ["alternate", "mixed"])
+def test_float32_is_shared_like_float64_until_rounding_has_grown(dataset, tmp_path, batches):
+    _, _, pairs = alone_and_together(dataset, tmp_path, "crptpro", batches, "batch", 1e-5)
+    check_lines(pairs[:1], within=1e-5)  # before the first step of Adam
+    check_lines(pairs[:6], within=1e-4)
 
 
 def test_three_processes_share_a_batch_that_three_does_not_divide(dataset, tmp_path):
     with pytest.raises(AssertionError, match="batch_size should be a multiple of the 3 processes"):
-        together(3, str(dataset), str(tmp_path), "alternate", "batch", "crptpro")
+        together(3, str(dataset), str(tmp_path), *SMALL, "crptpro")
 
 
 def test_a_process_that_dies_ends_the_others_and_loses_nothing(dataset, tmp_path):
     with pytest.raises(AssertionError):
-        together(2, str(dataset), str(tmp_path), "alternate", "batch", "--die", "crptpro")
+        together(
+            2,
+            str(dataset),
+            str(tmp_path),
+            "float32",
+            "1e-4",
+            "alternate",
+            "batch",
+            "--die",
+            "crptpro",
+        )
     checkpoint = torch.load(tmp_path / "crptpro" / "checkpoints" / "pretrain.pt", weights_only=True)
     assert checkpoint["round"] == 4  # of the last checkpoint before the death, in round 6
     lines = (tmp_path / "crptpro" / "metrics.jsonl").read_text().splitlines()
     assert {json.loads(line)["step"] for line in lines} >= {1, 2, 3, 4}
-    together(2, str(dataset), str(tmp_path), "alternate", "batch", "crptpro")
+    together(2, str(dataset), str(tmp_path), *SMALL, "crptpro")
     assert Encoder.from_pretrained(tmp_path / "crptpro").frozen
 
 

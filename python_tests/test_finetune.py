@@ -36,6 +36,16 @@ def encoder():
     return encoder.freeze()
 
 
+@pytest.fixture(scope="module")
+def standardised():
+    """Its running statistics are not those of the task."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        encoder = Encoder(EncoderConfig(image_size=20, projection_dim=16, embedding_norm="batch"))
+        encoder.attach_prototypes(torch.randn(32, 16))
+    return encoder.freeze()
+
+
 def run_all(config, encoder, path):
     run = RunDirectory(path)
     policy = finetune(config, encoder, run, make_env, seed=0, progress=False)
@@ -68,6 +78,10 @@ CONFIGS = {
     "stored h": replace(small.FINETUNE, features="h"),
     "sampled h": replace(small.FINETUNE, encode="sampled", features="h", shift_pad=1),
     "no intrinsic reward": replace(small.FINETUNE, intrinsic_reward=0.0),
+    "stored z of the task": replace(small.FINETUNE, embedding_statistics="task"),
+    "sampled h, z of the task": replace(
+        small.FINETUNE, encode="sampled", features="h", embedding_statistics="task"
+    ),
 }
 
 
@@ -78,8 +92,9 @@ CONFIGS = {
     ids=[*CONFIGS, "a checkpoint each episode", "a checkpoint only where the ring needs one"],
 )
 def test_killed_and_resumed_equals_never_killed(
-    config, checkpoint_every, encoder, tmp_path, monkeypatch
+    config, checkpoint_every, encoder, standardised, tmp_path, monkeypatch
 ):
+    encoder = standardised if config.embedding_statistics == "task" else encoder
     # The ring goes round: 163 steps into 69 slots, of which 20 transitions are learned from.
     monkeypatch.setattr(crpt.agents.replay, "LONGEST_EPISODE", dot_env.EPISODE)
     config = replace(config, replay_capacity=20, checkpoint_every=checkpoint_every)
@@ -223,9 +238,67 @@ def test_the_agent_gets_the_task_s_reward_and_the_weighted_bonus(encoder, tmp_pa
     assert len(learned) == len(sampled) == 91
     for before, after, z in zip(sampled, learned, embedded, strict=True):
         torch.testing.assert_close(after.reward, before.reward + 0.7 * torch.arange(16))
-        assert after.features is before.features
         assert after.discount is before.discount
-        torch.testing.assert_close(z, before.next_features / 4)  # z of 16 dimensions, unit length
+        torch.testing.assert_close(z, unit(before.next_features))
+        for learned_from, encoded in (
+            (after.features, before.features),
+            (after.next_features, before.next_features),
+        ):
+            torch.testing.assert_close(learned_from, 4 * unit(encoded))  # z of 16 dimensions
+
+
+def test_from_the_end_of_random_steps_on_z_is_standardised_over_the_task(
+    standardised, tmp_path, monkeypatch
+):
+    config = replace(small.FINETUNE, embedding_statistics="task", intrinsic_reward=0.0)
+    learned = []
+    update = crpt.finetune.SAC.update
+
+    def recorded(self, batch):
+        learned.append(batch.next_features)
+        return update(self, batch)
+
+    monkeypatch.setattr(crpt.finetune.SAC, "update", recorded)
+    run, policy = run_all(config, standardised, tmp_path)
+    ring = ReplayBuffer.open(tmp_path / "checkpoints" / "finetune_replay")
+    random_play = ring.indices("dot_red")[: config.random_steps]
+    with torch.no_grad():
+        h = standardised(ring.observations("dot_red", random_play))
+        projected = standardised.project(h)
+    saved = run.load_checkpoint("finetune")
+    statistics = saved["extractor"]
+    torch.testing.assert_close(statistics["shift"], projected.mean(0), atol=1e-3, rtol=1e-3)
+    deviation = (projected.var(0, correction=0) + 1e-5).sqrt()
+    torch.testing.assert_close(statistics["deviation"], deviation, atol=1e-3, rtol=1e-3)
+
+    # Those of pre-training leave all frames of a task in one corner.
+    def concentration(z):
+        return unit(z).mean(0).norm()
+
+    assert concentration(projected) > 0.8
+    assert concentration(learned[0]) < 0.5
+    env = make_env()
+    obs, _ = env.reset(seed=1)
+    again = trained_policy(config, standardised, env, saved)
+    assert np.array_equal(policy(obs), again(obs))
+    apart = trained_policy(config, standardised, env, saved | {"extractor": untouched()})
+    assert not np.array_equal(policy(obs), apart(obs))
+
+
+def test_the_statistics_of_a_task_need_a_norm_and_random_play(encoder, tmp_path):
+    config = replace(small.FINETUNE, embedding_statistics="task")
+    with pytest.raises(ValueError, match="should be pretraining for an encoder without"):
+        run_all(config, encoder, tmp_path)
+    with pytest.raises(ValueError, match=r"random_steps should be at least 2 .* got 1"):
+        replace(config, random_steps=1)
+
+
+def unit(x):
+    return torch.nn.functional.normalize(x, dim=-1)
+
+
+def untouched():
+    return {"shift": torch.zeros(16), "deviation": torch.ones(16)}
 
 
 class Taciturn(gymnasium.Wrapper):
@@ -294,9 +367,10 @@ def test_what_is_not_finite_is_neither_saved_nor_played(
 
 def test_to_act_only_the_actor_is_loaded(encoder, tmp_path):
     run, policy = run_all(small.FINETUNE, encoder, tmp_path)
-    actor = run.load_checkpoint("finetune")["agent"]["actor"]
+    saved = run.load_checkpoint("finetune")
+    needed = {"agent": {"actor": saved["agent"]["actor"]}, "extractor": saved["extractor"]}
     env = make_env()
-    again = trained_policy(small.FINETUNE, encoder, env, {"agent": {"actor": actor}})
+    again = trained_policy(small.FINETUNE, encoder, env, needed)
     obs, _ = env.reset(seed=1)
     assert np.array_equal(policy(obs), again(obs))
 

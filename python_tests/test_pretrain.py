@@ -1,4 +1,5 @@
 import json
+import math
 import warnings
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ from crpt.encoder import Encoder, initial_encoder
 from crpt.interrupt import Interrupted
 from crpt.plateau import PlateauWarning
 from crpt.pretrain import DivergenceError, Trainer, pretrain
-from crpt.run_directory import RunDirectory
+from crpt.run_directory import CheckpointError, RunDirectory
 
 
 @pytest.fixture(scope="module")
@@ -213,8 +214,9 @@ def test_only_advice_that_is_left_is_given(buffer, tmp_path, monkeypatch):
 
 
 def test_bf16_follows_fp32(buffer, tmp_path):
-    # Slow enough that Adam, which takes full steps from the first on, does not part them.
-    config = replace(small.PRETRAIN, learning_rate=2e-4)
+    # Slow enough that Adam, which takes full steps from the first on, does not part them: six seeds
+    # stay within a third of this.
+    config = replace(small.PRETRAIN, learning_rate=5e-5)
     fp32, _ = run_all(config, buffer, tmp_path / "fp32")
     bf16, _ = run_all(replace(config, precision="bf16"), buffer, tmp_path / "bf16")
     for a, b in zip(fp32.metrics("pretrain"), bf16.metrics("pretrain"), strict=True):
@@ -230,3 +232,71 @@ def test_standardised_embeddings_leave_the_plateau_and_learn_the_state(buffer, t
     assert last > 0.3
     assert last > first
     json.dumps(run.metrics())  # plain values only
+
+
+def test_domains_are_chosen_and_one_named_twice_weighs_twice_as_much(buffer, tmp_path):
+    cpu = torch.device("cpu")
+    config = replace(small.PRETRAIN, domains=("dot_red", "dot_blue", "dot_red"))
+    trainer = Trainer(config, buffer, seed=0, device=cpu)
+    assert trainer.domains == ("dot_blue", "dot_red")
+    assert trainer.batches() == [("dot_blue",), ("dot_red",), ("dot_red",)]
+    mixed = Trainer(replace(config, batches="mixed"), buffer, seed=0, device=cpu)
+    assert mixed.batches() == [("dot_blue", "dot_red", "dot_red")] * 3
+    with pytest.raises(
+        ValueError, match="domains should be some of the dataset's, dot_blue, dot_red, got dot_x"
+    ):
+        Trainer(replace(config, domains=("dot_red", "dot_x")), buffer, seed=0, device=cpu)
+    run, encoder = run_all(replace(config, domains=("dot_red",)), buffer, tmp_path)
+    assert encoder.metadata["domains"] == ["dot_red"]
+    assert {line["domain"] for line in run.metrics("pretrain")} == {"dot_red"}
+
+
+def test_the_cosine_schedule_ends_where_nothing_moves_also_when_resumed(
+    buffer, tmp_path, monkeypatch
+):
+    config = replace(small.PRETRAIN, schedule="cosine", checkpoint_every=4)
+    rates = []
+    step = torch.optim.Adam.step
+
+    def recorded(self):
+        rates.append(float(self.param_groups[0]["lr"]))
+        step(self)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", recorded)
+    _, whole = run_all(config, buffer, tmp_path / "whole")
+    expected = [1e-3 * (1 + math.cos(math.pi * t / 12)) / 2 for t in range(12)]
+    assert rates == pytest.approx(expected)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        with pytest.raises(Interrupted):
+            run_all(config, buffer, tmp_path / "cut")
+    _, resumed = run_all(config, buffer, tmp_path / "cut")
+    assert_same_encoder(whole, resumed)
+    assert rates[12:] == pytest.approx(expected)
+
+
+def test_the_last_checkpoints_stay_and_the_one_before_is_gone_on_from(buffer, tmp_path):
+    config = replace(small.PRETRAIN, keep_checkpoints=2)
+    whole_run, whole = run_all(config, buffer, tmp_path / "whole")
+    checkpoints = whole_run.checkpoint_dir
+    names = {path.name for path in checkpoints.iterdir()}
+    assert names == {"pretrain.pt", "pretrain-000000004.pt", "pretrain-000000006.pt"}
+    assert (checkpoints / "pretrain.pt").samefile(checkpoints / "pretrain-000000006.pt")
+    for name in ("pretrain.pt", "pretrain-000000006.pt"):
+        (checkpoints / name).write_bytes(b"damaged")
+        with pytest.raises(CheckpointError, match=f"(?s){name} .* go on from the one"):
+            run_all(config, buffer, tmp_path / "whole")
+        (checkpoints / name).unlink()
+    assert whole_run.load_checkpoint("pretrain")["round"] == 4
+    run, again = run_all(config, buffer, tmp_path / "whole")
+    assert_same_encoder(whole, again)
+    assert {line["step"] for line in run.metrics("pretrain")} == {2, 4, 6}
+    run_all(replace(config, keep_checkpoints=1), buffer, tmp_path / "one")
+    assert [path.name for path in (tmp_path / "one" / "checkpoints").iterdir()] == ["pretrain.pt"]
+
+
+def test_the_pace_is_logged_apart_from_what_the_seed_decides_on(buffer, tmp_path):
+    run_all(small.PRETRAIN, buffer, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "speed.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 4, 6]
+    assert all(line["updates_per_second"] > 0 for line in lines)

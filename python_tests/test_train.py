@@ -290,7 +290,7 @@ def test_the_preset_paper_is_the_paper():
         intrinsic_weight=0.005,
         intrinsic_offset=1.5,
         embedding_norm="none",
-        precision="fp32",
+        precision="auto",
     )
     assert paper.finetune == FinetuneConfig(
         task=paper.finetune.task,
@@ -317,8 +317,17 @@ def test_the_preset_paper_is_the_paper():
     )
 
 
-def test_the_paper_s_code_paths_run_with_a_small_budget(tmp_path):
-    paper = PRESETS["paper"]
+def test_the_preset_best_has_the_paper_s_data_and_budget():
+    best, paper = PRESETS["best"], PRESETS["paper"]
+    assert (best.collect, best.probe) == (paper.collect, paper.probe)
+    for name in ("rounds", "batch_size", "objective", "frame_stack"):
+        assert getattr(best.pretrain, name) == getattr(paper.pretrain, name)
+    assert best.pretrain.embedding_norm == "batch"
+
+
+@pytest.mark.parametrize("preset", ["paper", "best"])
+def test_the_paper_s_code_paths_run_with_a_small_budget(tmp_path, preset):
+    paper = PRESETS[preset]
     stages = replace(
         paper,
         collect=replace(

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from crpt.ops import reference
 from crpt.pretrain import Trainer
+from crpt.pretrain_input import precision_on
 
 # No number is a default: one that is written into the code instead of read shows.
 CONFIG = replace(
@@ -99,3 +100,26 @@ def test_updates_are_those_written_by_hand(buffer):
             # On the mean: Adam divides a gradient by its own size, so where that is next to nothing
             # one weight may take a step of another sign. A wrong update is off by 1e-4 and more.
             assert (state[k] - expected).abs().mean() < 1e-6, (step, k)
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "capability", "expected"),
+    [
+        ("auto", "cpu", None, "fp32"),
+        ("auto", "cuda", (9, 0), "bf16"),
+        ("auto", "cuda", (7, 5), "fp32"),
+        ("fp32", "cuda", (9, 0), "fp32"),
+        ("bf16", "cpu", None, "bf16"),
+    ],
+)
+def test_auto_is_bf16_where_a_gpu_has_units_for_it(
+    monkeypatch, precision, device, capability, expected
+):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    config = replace(CONFIG, precision=precision)
+    assert precision_on(config, torch.device(device)) == expected
+
+
+def test_the_config_that_trains_says_which_precision_it_is(buffer):
+    trainer = Trainer(replace(CONFIG, precision="auto"), buffer, seed=3, device=torch.device("cpu"))
+    assert trainer.config.precision == "fp32"

@@ -128,6 +128,7 @@ class Device {
   void set_properties(const Properties& properties) {
     const std::lock_guard lock(mutex_);
     properties_ = properties;
+    shared_allowed_.clear();  // another device
   }
   Properties properties() {
     const std::lock_guard lock(mutex_);
@@ -186,7 +187,14 @@ class Device {
         const cudaError_t error = run_block(block * blockDim.x, blockDim.x);
         if (error != cudaSuccess) return error;
       }
-      if (count(0, threads, State::kDone) == threads) return cudaSuccess;
+      if (count(0, threads, State::kDone) == threads) {
+        for (const auto& memory : shared_) {
+          if (!memory.intact()) {
+            return fail_with(cudaErrorLaunchFailure, "a write beyond the block's shared memory");
+          }
+        }
+        return cudaSuccess;
+      }
       if (!release(State::kAtGroup, 0, threads)) {
         return fail_with(cudaErrorLaunchFailure, stuck(0, threads));
       }

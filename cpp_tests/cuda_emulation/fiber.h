@@ -5,6 +5,7 @@
 #include <setjmp.h>
 #include <ucontext.h>
 
+#include <algorithm>
 #include <array>
 #include <cstring>
 #include <memory>
@@ -81,17 +82,27 @@ inline std::string place(const Site& site) {
 }
 
 // A block's dynamic shared memory: exactly as large as it was asked for, so that AddressSanitizer
-// sees what lies beyond.
+// sees what lies beyond; without it, bytes lie there that have to stay what they are.
 class SharedMemory {
  public:
   explicit SharedMemory(std::size_t size)
-      : size_(size), bytes_(static_cast<std::byte*>(::operator new(size, kAlignment))) {
-    std::memset(bytes_.get(), 0xff, size);  // NaN, so that what is read before it is written shows
+      : size_(size), bytes_(static_cast<std::byte*>(::operator new(size + kBeyond, kAlignment))) {
+    // NaN, so that what is read before it is written shows
+    std::memset(bytes_.get(), 0xff, size + kBeyond);
   }
   std::byte* get() const { return bytes_.get(); }
   std::size_t size() const { return size_; }
+  bool intact() const {
+    return std::all_of(get() + size_, get() + size_ + kBeyond,
+                       [](std::byte b) { return b == std::byte{0xff}; });
+  }
 
  private:
+#ifdef __SANITIZE_ADDRESS__
+  static constexpr std::size_t kBeyond = 0;
+#else
+  static constexpr std::size_t kBeyond = 256;
+#endif
   static constexpr std::align_val_t kAlignment{128};
   struct Delete {
     void operator()(std::byte* bytes) const { ::operator delete(bytes, kAlignment); }

@@ -21,6 +21,8 @@ const char* cudaGetErrorString(cudaError_t error) {
       return "invalid device ordinal";
     case cudaErrorAssert:
       return "device-side assert triggered";
+    case cudaErrorNotSupported:
+      return "operation not supported";
     case cudaErrorCooperativeLaunchTooLarge:
       return "too many blocks in cooperative launch";
     case cudaErrorLaunchFailure:

@@ -21,7 +21,7 @@ def mean_action(actor: Actor, extractor: FeatureExtractor) -> Policy:
 
     @torch.no_grad()
     def act(obs: NDArray[np.uint8]) -> NDArray[np.float32]:
-        features = extractor(torch.from_numpy(obs)[None])
+        features = extractor.view(extractor(torch.from_numpy(obs)[None]))
         action: NDArray[np.float32] = actor.mean(features)[0].cpu().numpy()
         return action
 
@@ -38,6 +38,7 @@ def trained_policy(
 ) -> Policy:
     """The mean-action policy of a checkpoint, whatever device it was trained on."""
     extractor = FeatureExtractor(encoder, config.features, torch.device(device))
+    extractor.load_state(checkpoint["extractor"])
     assert env.action_space.shape is not None
     shape = (extractor.dim, env.action_space.shape[0], config.trunk_dim, config.hidden_dim)
     with torch.random.fork_rng(devices=[]):  # initial weights, not to be kept

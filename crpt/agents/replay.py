@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from crpt.agents.sac import FeatureBatch
 from crpt.config import FinetuneConfig
 from crpt.replay import DomainSpec, ReplayBuffer
 from crpt.run_directory import CheckpointError
+
+_BLOCK = 256  # observations encoded at once
 
 LONGEST_EPISODE = 2_000
 """Transitions of the longest episode that the ring has room for at any moment."""
@@ -169,6 +172,17 @@ class AgentReplay:
             for slots in (before, chosen)
         )
         return FeatureBatch(features, action, reward, discount, next_features)
+
+    def encoded(self) -> Iterator[Tensor]:
+        """Every transition's next observation, encoded unshifted, oldest first: several [B, F]."""
+        task, slots = self.config.task, self._latest.slots(np.arange(len(self._latest)))
+        for begin in range(0, len(slots), _BLOCK):
+            part = slots[begin : begin + _BLOCK]
+            if self._features is not None:
+                yield self._features[torch.from_numpy(part)].to(self.device, torch.float32)
+            else:
+                stack = self.extractor.frame_stack
+                yield self.extractor(self.buffer.observations(task, part, frame_stack=stack))
 
     def close(self) -> None:
         self.writer.close()

@@ -82,6 +82,13 @@ def gemm_rate(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * n**3 / min(timing.median for timing in timings.values())
 
 
+def copy_rate(device: torch.device) -> float:
+    """Bytes read and written a second by a copy from memory."""
+    side = _copy(max(4 * last_level_cache(device), 1 << 28), device)
+    timing = take_turns([side], device, _CHOICE_SECONDS)["copy"]
+    return 2 * side.sets[0][0].nbytes / float(timing.median)
+
+
 def _copy(moved: int, device: torch.device) -> Side:
     """A copy that reads and writes so many bytes together."""
     source = torch.ones(max(moved // 2, 1), dtype=torch.uint8, device=device)

@@ -97,7 +97,9 @@ def notes(results: list[Result], described: dict[str, Any]) -> list[str]:
         "a copy there.",
     ]
     if any(result.inputs == "graph" for result in results):
-        lines.append("graph: ours in one CUDA graph.")
+        lines.append(
+            "graph: ours in a CUDA graph, the others not; on inputs as warm where those are."
+        )
     if gradients:
         lines.append(f"Forward and backward: {', '.join(gradients)}.")
     lines.append(f"This took {described['seconds']:.0f} s.")

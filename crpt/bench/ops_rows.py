@@ -50,8 +50,6 @@ class Row:
     tolerance: float = 1e-4
     """How near ours should be to the twin, relatively; a tenth of it in units of the largest
     element is near enough. 0: equal, bit for bit."""
-    graph: bool = False
-    """On a GPU also in one CUDA graph."""
 
     @property
     def name(self) -> str:
@@ -161,7 +159,6 @@ def objective(batch: int, dim: int, prototypes: int) -> Row:
         # t C^T, s C^T and its two gradients; C C^T and its one.
         Work(4 * (3 * embeddings + 2 * rows_of_c), 2 * (4 * scores + 2 * prototypes * rows_of_c)),
         backward=True,
-        graph=True,
     )
 
 
@@ -209,8 +206,7 @@ def frame_stack(
         reference.frame_stack,
         Usual("only a copy_ of the stacks, into warm memory", Tensor.copy_, copy, same=False),
         Work((1 + dtype.itemsize) * _product(out)),
-        # On a GPU torch multiplies by 1 / 255 instead of dividing.
-        tolerance=0.0 if dtype == torch.uint8 else 2 * torch.finfo(dtype).eps,
+        tolerance=0.0,
     )
 
 

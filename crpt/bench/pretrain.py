@@ -23,22 +23,26 @@ import torch
 
 from crpt import cli
 from crpt.bench import machine
-from crpt.bench.limits import gemm_rate
+from crpt.bench.limits import copy_rate, gemm_rate
 from crpt.bench.table import Column, Table, significant
 from crpt.bench.timing import OtherLoad
+from crpt.bench.update_clock import Phases, ReplayClock, Stopwatch
+from crpt.bench.update_work import flops, moved
 from crpt.bench.usual_pretrain import UsualModel, UsualReplay, UsualTrainer
 from crpt.config import PretrainConfig
 from crpt.files import replace_file
 from crpt.memory import keep_freed_memory
 from crpt.replay import DomainSpec, ReplayBuffer
 from crpt.trainer import Trainer
+from crpt.update_graph import WARM_UP as RECORDED
 
 SCHEMA = 1
 DISTURBED = 0.1  # cores that others may take before a row's figures are marked
 DOMAIN = "random_pixels"
 EPISODE = 100  # steps
 WARM_UP = 3  # updates
-PHASES = ("sample", "forward", "backward", "finish")
+REPLAYS = 20  # updates in a row that are timed as one, on a GPU
+PHASES = ("sample", "forward", "backward", "finish", "rest")
 COLUMNS = (
     Column("batch", 5),
     Column("side", 12, number=False),
@@ -50,9 +54,6 @@ COLUMNS = (
 )
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-Phases = dict[str, float]
-"""Seconds of each phase of one update."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,10 @@ class Result:
     batch: int
     side: str
     updates: list[Phases]
-    limit: float
+    products: float
     """Seconds that its matrix products would take at the rate of the best GEMM in its precision."""
+    passes: float
+    """Seconds that its passes over memory would take at the rate of a copy."""
     usual: float
     """Seconds of the usual way in the same run."""
     others: float | None
@@ -99,6 +102,10 @@ class Result:
         return (upper - lower) / 2 / median
 
     @property
+    def limit(self) -> float:
+        return max(self.products, self.passes)
+
+    @property
     def disturbed(self) -> bool:
         return self.others is not None and self.others > DISTURBED
 
@@ -114,6 +121,7 @@ def pretrain_command(arguments: PretrainArguments) -> int:
     described = machine.describe(device, "pretrain")
     _say([*table.text(machine.header(described)), "", *table.header()])
     rates = {name: gemm_rate(device, dtype) for name, dtype in DTYPES.items()}
+    rates["copy"] = copy_rate(device)
     results: list[Result] = []
     for batch in arguments.batches:
         for result in measure(batch, arguments, device, rates):
@@ -134,13 +142,12 @@ def measure(
     batch: int, arguments: PretrainArguments, device: torch.device, rates: dict[str, float]
 ) -> list[Result]:
     """The usual way, then ours in each precision; all in turns."""
-    configs = {
-        f"ours {precision}": PretrainConfig(
-            batch_size=batch, embedding_norm="batch", precision=precision
-        )
-        for precision in arguments.precisions
-    }
-    configs = {"usual fp32": PretrainConfig(batch_size=batch, embedding_norm="batch"), **configs}
+
+    def config(precision: Literal["fp32", "bf16"]) -> PretrainConfig:
+        return PretrainConfig(batch_size=batch, embedding_norm="batch", precision=precision)
+
+    configs = {"usual fp32": config("fp32")}
+    configs |= {f"ours {precision}": config(precision) for precision in arguments.precisions}
     updates: dict[str, list[Phases]] = {name: [] for name in configs}
     with ExitStack() as stack:
         sides = {
@@ -158,12 +165,16 @@ def measure(
         cores = load.cores()
         wall = time.monotonic() - begun
     others = None if cores is None else max(0.0, cores - own / wall)
-    work = flops(batch)
-    usual = Result(batch, "", updates["usual fp32"], 0, 0, None).seconds
+    usual = Result(batch, "", updates["usual fp32"], 0, 0, 0, None).seconds
     return [
-        Result(batch, name, done, work / rates[configs[name].precision], usual, others)
+        Result(
+            batch, name, done,
+            products=flops(batch) / rates[configs[name].precision],
+            passes=moved(batch, DTYPES[configs[name].precision]) / rates["copy"],
+            usual=usual, others=others,
+        )
         for name, done in updates.items()
-    ]
+    ]  # fmt: skip
 
 
 Ask = Callable[[int], tuple[list[Phases], float]]
@@ -221,36 +232,33 @@ def random_pixels(transitions: int, frame_stack: int, image_size: int = 84) -> R
     return buffer
 
 
-class Stopwatch:
-    """Seconds from each phase's end to the next one's, all work on the device included."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self.phases: Phases = {}
-        self._since = self._now()
-
-    def passed(self, phase: str) -> None:
-        now = self._now()
-        self.phases[phase], self._since = now - self._since, now
-
-    def _now(self) -> float:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        return time.perf_counter()
-
-
 def our_update(config: PretrainConfig, buffer: ReplayBuffer, device: str) -> Callable[[], Phases]:
     keep_freed_memory()  # as the commands do
     trainer = Trainer(config, buffer, seed=0, device=torch.device(device))
+    if trainer.device.type == "cuda":
+        return _replayed(trainer)
 
     def update() -> Phases:
         watch = Stopwatch(trainer.device)
+        trainer.passed = watch.passed
         views = trainer.sample((DOMAIN,))
         watch.passed("sample")
-        trainer.step(*views, watch.passed)
+        trainer.step(*views)
         return watch.phases
 
     return update
+
+
+def _replayed(trainer: Trainer) -> Callable[[], Phases]:
+    clock = ReplayClock(trainer.device)
+    trainer.passed = clock.passed
+
+    def update() -> object:
+        return trainer.update((DOMAIN,))
+
+    for _ in range(RECORDED + 1):
+        update()
+    return lambda: clock.time(update, REPLAYS)
 
 
 def usual_update(config: PretrainConfig, buffer: ReplayBuffer, device: str) -> Callable[[], Phases]:
@@ -289,40 +297,40 @@ def usual_replay(buffer: ReplayBuffer, frame_stack: int) -> UsualReplay:
     return UsualReplay(frames, np.concatenate(index), np.concatenate(next_index))
 
 
-def flops(batch: int, image_size: int = 84, projection_dim: int = 128) -> int:
-    """Of the convolutions and the projector in one update: forward of both encoders, and backward
-    of one, for weights and for inputs but the pixels. What else there is, is less than 1%."""
-    layers, channels, size = [], 9, image_size
-    for stride in (2, 1, 1, 1):
-        size = (size - 3) // stride + 1
-        layers.append(2 * size**2 * 32 * channels * 9)
-        channels = 32
-    forward = sum(layers) + 2 * 32 * size**2 * projection_dim
-    return batch * (4 * forward - layers[0])
-
-
 def _cells(result: Result) -> list[str]:
-    medians = {p: statistics.median(update[p] for update in result.updates) for p in PHASES}
+    medians = {
+        p: statistics.median(update[p] for update in result.updates)
+        for p in PHASES
+        if p in result.updates[0]
+    }
     return [
         str(result.batch),
         f"{result.side} !" if result.disturbed else result.side,
         significant(result.seconds * 1e3),
         f"{result.spread:.0%}",
-        *(significant(medians[phase] * 1e3) for phase in PHASES),
+        *(significant(medians[p] * 1e3) if p in medians else "-" for p in PHASES),
         f"{result.usual / result.seconds:.2f}",
         f"{result.limit / result.seconds:.0%}",
     ]
 
 
 def _notes(results: list[Result], rates: dict[str, float]) -> list[str]:
-    limits = ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in rates.items())
+    gemms = ", ".join(f"{name} {rates[name] / 1e9:.0f}" for name in DTYPES)
     lines = [
         "ms: one update, median; ±: half the distance of the quartiles; then its phases: views of "
         "the batch made ready,",
-        "  losses, gradients, Adam and moving average. x usual: the usual way's ms over this "
-        "side's.",
-        "limit: the update's convolutions and products at the best GEMM's rate, GFLOP/s: "
-        f"{limits}.",
+        "  losses, gradients, Adam and moving average; on a GPU ours are events within the graph, "
+        "and the rest is what",
+        "  lies between two graphs. x usual: the usual way's ms over this side's.",
+        "limit: the larger of two floors: convolutions and products at the best GEMM's rate "
+        f"({gemms} GFLOP/s), and one",
+        "  pass over memory for each layer and the optimiser at the rate of a copy "
+        f"({rates['copy'] / 1e9:.0f} GB/s read and written).",
+    ]
+    lines += [
+        f"  batch {r.batch}, {r.side}: products {r.products * 1e3:.3g} ms, passes "
+        f"{r.passes * 1e3:.3g} ms; measured {r.seconds / r.limit:.1f} x the larger."
+        for r in results
     ]
     disturbed = [result.others or 0.0 for result in results if result.disturbed]
     if disturbed:

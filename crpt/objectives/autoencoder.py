@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from crpt.config import PretrainConfig
 from crpt.encoder import Encoder, EncoderConfig, orthogonal_init
+from crpt.gpu_encoder import pixels_of
 from crpt.objectives.base import Losses, Objective
 
 
@@ -27,7 +28,7 @@ class Autoencoder(Objective):
 
     def forward(self, obs: Tensor, next_obs: Tensor) -> Losses:
         z = F.normalize(self.project(self.online, obs), dim=-1)  # [B, D]
-        pixels = obs.float()
+        pixels = pixels_of(obs, z.dtype)
         loss = F.mse_loss(self.decoder(z), pixels)
         reconstruction = loss.detach()
         mean = self.team.mean(pixels.mean(dim=0))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from crpt.config import PretrainConfig
 from crpt.distributed import ALONE, Team, TeamBatchNorm1d
 from crpt.encoder import Encoder, orthogonal_init
+from crpt.gpu_encoder import project_bytes
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class Losses:
 
 
 class Objective(nn.Module, ABC):
-    """forward(obs, next_obs) -> Losses, for views that are float [B, K*C, H, W] in [0, 1].
+    """forward(obs, next_obs) -> Losses, for views that are float [B, K*C, H, W] in [0, 1]; or uint8
+    where `bytes_are_faster`.
 
     An update is: before_update(), forward, backward, optimiser, after_update().
     """
@@ -69,6 +71,8 @@ class Objective(nn.Module, ABC):
 
     def project(self, encoder: Encoder, pixels: Tensor) -> Tensor:
         """norm(g(f(pixels))), [B, D] in float32; bf16 reaches no further than the projector."""
+        if pixels.dtype == torch.uint8:
+            return project_bytes(encoder, pixels)
         low = self.config.precision == "bf16"
         with torch.autocast(pixels.device.type, torch.bfloat16, enabled=low):
             return encoder.project(encoder.features(pixels))

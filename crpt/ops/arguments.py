@@ -95,5 +95,8 @@ def process_group(value: object) -> None:
 def generator(value: object, device: torch.device) -> None:
     if not isinstance(value, torch.Generator):
         raise TypeError(f"generator should be a torch.Generator, got {type(value).__name__}")
-    if value.device != device:
+    own = value.device
+    if own.type == "cuda" and own.index is None:  # torch.Generator("cuda") is of the current device
+        own = torch.device("cuda", torch.cuda.current_device())
+    if own != device:
         raise ValueError(f"generator should be on {device}, got {value.device}")

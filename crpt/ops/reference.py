@@ -151,7 +151,9 @@ def frame_stack(
     if shifts is not None:
         stacked = random_shift(stacked, pad, shifts)
     if dtype != torch.uint8:
-        stacked = (stacked.to(_compute_dtype(dtype)) / 255).to(dtype)
+        compute = _compute_dtype(dtype)
+        # By a tensor: instead of dividing by a number torch multiplies by its inverse on a GPU.
+        stacked = (stacked.to(compute) / stacked.new_full((), 255, dtype=compute)).to(dtype)
     return stacked if out is None else out.copy_(stacked)
 
 

@@ -16,6 +16,7 @@ from crpt.replay.errors import (
     require_disk_space,
 )
 from crpt.replay.spec import DomainSpec
+from crpt.replay.together import open_together
 from crpt.replay.writer import Writer
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ __all__ = [
     "ReplayBuffer",
     "ResidentCopy",
     "Writer",
+    "open_together",
     "require_disk_space",
 ]
 

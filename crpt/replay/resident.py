@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from crpt.replay.batch import Batch, Views
+from crpt.replay.batch import Batch, Views, empty_batch
 from crpt.replay.core import Ring
 from crpt.replay.errors import NotEnoughMemoryError, megabytes
 from crpt.replay.memory import require_memory
-from crpt.replay.sampling import Rows, Samples, call, require_at_least
+from crpt.replay.sampling import Rows, Samples, call, draw_seed, require_at_least
 from crpt.replay.spec import DomainSpec
 from crpt.replay.store import Store
 
@@ -51,6 +51,46 @@ class ResidentCopy(Samples):
         require_at_least("n_step", n_step, 1)
         return len(self._rings[domain].transitions(n_step, frame_stack))
 
+    def frames(self, domain: str) -> Tensor:
+        """The frames by slot, uint8 [N, C, H, W], on the device."""
+        self.spec(domain)
+        return self._frames[domain]
+
+    def draw(
+        self,
+        domain: str,
+        index: Tensor,
+        shifts: Tensor,
+        *,
+        pad: int = 4,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """What `sample` would draw, before the device has work with it.
+
+        `frame_stack(frames(domain), index[i], shifts[i], pad, dtype)` then is obs for i = 0 and
+        next_obs for i = 1 of the batch that `sample` makes from the same generator.
+
+        Args:
+            index: int64 [2, B, K], contiguous, on the CPU, pinned or not; written: slots of frames.
+            shifts: int64 [2, B, 2], likewise; written, unless pad is 0: (dy, dx).
+            domain, pad, generator: as of `sample`.
+        """
+        _, count, stack = index.shape
+        for name, tensor, shape in (
+            ("index", index, (2, count, stack)), ("shifts", shifts, (2, count, 2)),
+        ):  # fmt: skip
+            whole = tensor.dtype == torch.int64 and tensor.is_contiguous()
+            if tuple(tensor.shape) != shape or not whole or tensor.device.type != "cpu":
+                raise ValueError(
+                    f"{name} should be int64 {list(shape)}, contiguous, on the cpu, got "
+                    f"{tensor.dtype} {list(tensor.shape)} on {tensor.device}"
+                )
+        views = Views.of(stack, pad, None, 1, None)
+        like = empty_batch({domain: self.spec(domain)}, count, views, device=torch.device("meta"))
+        rows = Rows(domain, 0, count, draw_seed(generator))
+        # One thread: the numbers alone are less work than waking others.
+        self._draw(_on_host(like, rows), rows, views, 1, index, shifts)
+
     @property
     def _own_device(self) -> torch.device:
         return self.device
@@ -62,12 +102,8 @@ class ResidentCopy(Samples):
         scalars = _on_host(batch, rows)
         index = torch.empty((2, count, views.frame_stack), dtype=torch.int64, device="cpu")
         shifts = torch.empty((2, count, 2), dtype=torch.int64, device="cpu")
-        call(
-            self._rings[rows.domain], scalars,
-            Rows(rows.domain, 0, count, rows.seed, rows.slots), views, threads,
-            obs_index=index[0].data_ptr(), next_index=index[1].data_ptr(),
-            shifts=shifts.data_ptr(),
-        )  # fmt: skip
+        own_rows = Rows(rows.domain, 0, count, rows.seed, rows.slots)
+        self._draw(scalars, own_rows, views, threads, index, shifts)
         where = slice(rows.begin, rows.end)
         index, shifts = index.to(self.device), shifts.to(self.device)
         frames = self._frames[rows.domain]
@@ -76,6 +112,15 @@ class ResidentCopy(Samples):
             target[where] = frame_stack(frames, index[i], shift, views.pad, views.dtype)
         for name in ("action", "reward", "discount"):
             getattr(batch, name)[where] = getattr(scalars, name).to(self.device)
+
+    def _draw(
+        self, scalars: Batch, rows: Rows, views: Views, threads: int, index: Tensor, shifts: Tensor
+    ) -> None:
+        call(
+            self._rings[rows.domain], scalars, rows, views, threads,
+            obs_index=index[0].data_ptr(), next_index=index[1].data_ptr(),
+            shifts=shifts.data_ptr(),
+        )  # fmt: skip
 
 
 def _on_host(batch: Batch, rows: Rows) -> Batch:

@@ -10,11 +10,13 @@
 #include <string>
 #include <utility>
 
+#include "kernels/conv.cuh"
 #include "kernels/frame_stack.cuh"
 #include "kernels/intrinsic_loss.cuh"
 #include "kernels/knn_distance.cuh"
 #include "kernels/prototype_loss.cuh"
 #include "kernels/random_shift.cuh"
+#include "kernels/reorder.cuh"
 #include "kernels/row_normalize.cuh"
 #include "kernels/sinkhorn.cuh"
 
@@ -74,6 +76,12 @@ PYBIND11_MODULE(_cuda, module) {
     return sinkhorn_scratch(static_cast<Dtype>(dtype), items, batch, m);
   });
   define(module, "sinkhorn", launch_sinkhorn);
+  define(module, "conv_pixels", launch_conv_pixels);
+  define(module, "conv", launch_conv);
+  define(module, "conv_backward_in", launch_conv_backward_in);
+  define(module, "conv_backward_weight", launch_conv_backward_weight);
+  define(module, "conv_pixels_backward_weight", launch_conv_pixels_backward_weight);
+  define(module, "reorder", launch_reorder);
   define(module, "row_normalize", launch_row_normalize);
   define(module, "row_normalize_backward", launch_row_normalize_backward);
   define(module, "prototype_loss", launch_prototype_loss);

@@ -38,15 +38,6 @@ struct ClusterMemory {
   }
 };
 
-template <class A>
-struct Range {
-  A high, low;
-  __device__ void take(A x) {
-    high = Max()(high, x);
-    low = Min()(low, x);
-  }
-};
-
 // Copies the block's scores to shared memory and finds their extremes.
 template <class T, class A>
 __device__ Range<A> read_scores(const T* scores, int size, A* work) {

@@ -57,9 +57,19 @@ struct Kernel {
         top(Max()(high, lowest<A>())),
         temperature(p.temperature),
         quotient(p.temperature) {}
-  __device__ A operator()(A score) const {
-    const A x = score - top;
-    return wide ? Max()(x / temperature, static_cast<A>(-1e30)) : exp_of(quotient(x));
+  __device__ A in_exp(A score) const { return exp_of(quotient(score - top)); }
+  __device__ A in_log(A score) const {
+    return Max()((score - top) / temperature, static_cast<A>(-1e30));
+  }
+  __device__ A operator()(A score) const { return wide ? in_log(score) : in_exp(score); }
+};
+
+template <class A>
+struct Range {
+  A high, low;
+  __device__ void take(A x) {
+    high = Max()(high, x);
+    low = Min()(low, x);
   }
 };
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import pybind11
 import pytest
+import rounded_encoder
 import torch
 from cmake import CMAKE_BIN_DIR
 from operator_samples import Sample
@@ -34,7 +35,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from crpt import ops
-from crpt.ops import cuda, reference
+from crpt.encoder import Encoder, EncoderConfig
+from crpt.gpu_encoder import project_bytes
+from crpt.ops import conv_features, cuda, reference
 from crpt.ops.schemas import SCHEMAS
 
 EMULATION = Path(__file__).parents[2] / "cpp_tests" / "cuda_emulation"
@@ -248,3 +251,36 @@ def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "_stream", lambda device: (7, 0))
     with pytest.raises(RuntimeError, match=r"ops\.sinkhorn: CUDA error: invalid device ordinal"):
         cuda.sinkhorn_cuda(torch.randn(4, 5), 0.1, 3)
+
+
+@pytest.mark.parametrize(("channels", "size"), [(3, 18), (9, 21)])
+def test_conv_features_follow_the_encoder(
+    channels: int, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conv_features, "processors", lambda device: 2)
+    torch.manual_seed(0)
+    encoder = Encoder(EncoderConfig(in_channels=channels, image_size=size, projection_dim=8))
+    for layer in encoder.convolutions[::2]:
+        torch.nn.init.uniform_(layer.bias, -0.3, 0.3)
+    images = torch.randint(0, 256, (3, channels, size, size), dtype=torch.uint8)
+    direction = torch.randn(3, 8)
+    z = project_bytes(encoder, images)
+    found = rounded_encoder.results(encoder, z, direction)
+    rounded_encoder.assert_follows(encoder, found, images, direction)
+    with torch.no_grad():
+        assert torch.equal(project_bytes(encoder, images), found["z"])
+
+
+def test_conv_features_are_for_layers_that_have_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "AVAILABLE", True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    gpu = torch.device("cuda", 0)
+    layers = Encoder(EncoderConfig()).convolutions
+    assert conv_features.usable(layers, gpu)
+    assert not conv_features.usable(layers, torch.device("cpu"))
+    for other in (
+        EncoderConfig(channels=16), EncoderConfig(strides=(2, 2, 1)), EncoderConfig(in_channels=18),
+    ):  # fmt: skip
+        assert not conv_features.usable(Encoder(other).convolutions, gpu)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert not conv_features.usable(layers, gpu)

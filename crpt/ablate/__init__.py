@@ -1,0 +1,1 @@
+"""The method's open questions as commands: `python -m crpt.ablate STUDY`."""

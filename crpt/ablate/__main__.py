@@ -1,0 +1,82 @@
+"""`python -m crpt.ablate STUDY`: the flags of the command, and what it prints."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from crpt import cli, figures
+from crpt.ablate import report
+from crpt.ablate.running import run_study
+from crpt.ablate.studies import STUDIES
+from crpt.config import PRESETS, Preset, Stages
+from crpt.files import replace_file
+from crpt.stages import require_known_names
+
+
+@dataclass(frozen=True)
+class AblateArguments(cli.Common):
+    config: Annotated[Stages, tyro.conf.arg(name="")] = Stages()
+    """What the variants are variants of; of it collect, pretrain and probe are used."""
+    seeds: int = 1
+    """Trainings of every variant: seed, seed + 1, ... The random play is that of the first."""
+    jobs: int = 1
+    """Trainings at a time, each a process of its own."""
+    dataset: Path | None = None
+    """Random play to train on; none: recorded into RUN_DIR/dataset."""
+    only: tuple[str, ...] = ()
+    """Of the study's variants; none: all."""
+
+
+def ablate(study: str, arguments: AblateArguments) -> str:
+    """The study's table, also in RUN_DIR/STUDY.md, beside STUDY.json and figures/STUDY.png."""
+    if arguments.seeds < 1:
+        raise ValueError(f"seeds should be at least 1, got {arguments.seeds}")
+    context = cli.context(arguments, dataset=arguments.dataset)
+    require_known_names(context, *arguments.config.collect.domains, *arguments.config.probe.unseen)
+    asked = STUDIES[study]
+    variants = asked.variants(arguments.config)
+    names = [variant.name for variant in variants]
+    unknown = [name for name in arguments.only if name not in names]
+    if unknown:
+        raise ValueError(f"only should name some of {', '.join(names)}, got {', '.join(unknown)}")
+    chosen = [v for v in variants if not arguments.only or v.name in arguments.only]
+    seeds = tuple(range(arguments.seed, arguments.seed + arguments.seeds))
+    rows = run_study(chosen, arguments.config, context, seeds=seeds, jobs=arguments.jobs)
+    text = report.table(rows)
+    context.run.write_json(f"{study}.json", {"study": study, "asks": asked.asks, "runs": rows})
+    replace_file(context.run.path / f"{study}.md", lambda path: path.write_text(text + "\n"))
+    picture = context.run.path / "figures" / f"{study}.png"
+    if figures.available(picture):
+        report.draw(rows, asked.axis, picture)
+    return text
+
+
+def main() -> None:
+    names = " | ".join(STUDIES)
+    usage = f"usage: python -m crpt.ablate {{{names}}} [--help]"
+    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
+        print(usage, *(f"  {name:12} {s.asks}" for name, s in STUDIES.items()), sep="\n")
+        sys.exit(0 if len(sys.argv) > 1 else 2)
+    study = sys.argv[1]
+    if study not in STUDIES:
+        print(f"study should be {names}, got {study}\n{usage}", file=sys.stderr)
+        sys.exit(2)
+
+    def defaults(preset: Preset, run_dir: Path, device: str) -> AblateArguments:
+        run_dir = Path("runs") / f"ablate-{preset}"
+        return AblateArguments(preset, run_dir, device, config=PRESETS[preset])
+
+    def command(arguments: AblateArguments) -> None:
+        print(ablate(study, arguments))
+
+    command.__doc__ = f"Train and probe variants of a preset: {STUDIES[study].asks}."
+    cli.main(f"ablate {study}", defaults, command, arguments=sys.argv[2:])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""The method's open questions: each a list of variants of a preset, trained and probed alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from crpt.config import PRESETS, PretrainConfig, Stages
+
+ALPHAS = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
+SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
+
+# One component at a time; what a preset has already is left out.
+COMPONENTS: tuple[tuple[str, tuple[Any, ...]], ...] = (
+    ("embedding_norm", ("none", "batch")),
+    ("batches", ("alternate", "mixed")),
+    ("schedule", ("constant", "cosine")),
+    ("temperature", (0.05, 0.1, 0.2)),
+    ("sinkhorn_iterations", (1, 3, 10)),
+    ("projection_dim", (64, 128, 256)),
+    ("prototypes", (128, 512, 2048)),
+    ("target_rate", (0.01, 0.05, 1.0)),
+    ("shift_pad", (0, 4, 8)),
+    ("intrinsic", ("dot", "knn", "none")),
+)
+RATES = (1 / 3, 3.0)  # times the preset's learning rate
+OBJECTIVES = ("crptpro", "atc", "byol", "autoencoder")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A setting that is trained and probed."""
+
+    name: str
+    config: PretrainConfig
+    transitions: int
+    """Of random play, per domain."""
+    x: float | None = None
+    """Its place on the figure's axis."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """A question."""
+
+    asks: str
+    axis: str | None
+    """What the figure's axis shows; none: a bar per variant."""
+    variants: Callable[[Stages], list[Variant]]
+
+
+def alpha(stages: Stages) -> list[Variant]:
+    config = replace(stages.pretrain, objective="crptpro", intrinsic="dot")
+    return [
+        Variant(f"alpha_{a:g}", replace(config, intrinsic_weight=a), _transitions(stages), a)
+        for a in ALPHAS
+    ]
+
+
+def transitions(stages: Stages) -> list[Variant]:
+    least = stages.pretrain.frame_stack
+    counts = [max(least, round(_transitions(stages) * share)) for share in SHARES]
+    return [Variant(f"transitions_{n}", stages.pretrain, n, n) for n in dict.fromkeys(counts)]
+
+
+def domains(stages: Stages) -> list[Variant]:
+    names = stages.collect.domains
+    return [
+        Variant(f"domains_{n}", _trained_on(stages, names[:n]), _transitions(stages), n)
+        for n in range(1, len(names) + 1)
+    ]
+
+
+def single(stages: Stages) -> list[Variant]:
+    names = stages.collect.domains
+    alone = [Variant(n, _trained_on(stages, (n,)), _transitions(stages)) for n in names]
+    return [*alone, Variant("all_domains", _trained_on(stages, names), _transitions(stages))]
+
+
+def components(stages: Stages) -> list[Variant]:
+    base, found = stages.pretrain, {"as_it_is": stages.pretrain}
+    for field, values in COMPONENTS:
+        for value in values:
+            if value != getattr(base, field):
+                found[f"{field}_{value}"] = replace(base, **{field: value})
+    for factor in RATES:
+        rate = float(f"{base.learning_rate * factor:.1g}")
+        found[f"learning_rate_{rate:g}"] = replace(base, learning_rate=rate)
+    size = {"rounds": base.rounds, "batch_size": base.batch_size, "precision": base.precision}
+    logs = {"log_every": base.log_every, "checkpoint_every": base.checkpoint_every}
+    found["paper"] = replace(PRESETS["paper"].pretrain, **size, **logs)
+    found |= {n: c for n, c in _objectives(base).items() if c.objective != base.objective}
+    return [Variant(name, config, _transitions(stages)) for name, config in found.items()]
+
+
+def objectives(stages: Stages) -> list[Variant]:
+    found = _objectives(stages.pretrain)
+    return [Variant(name, config, _transitions(stages)) for name, config in found.items()]
+
+
+def _objectives(base: PretrainConfig) -> dict[str, PretrainConfig]:
+    found = {name: replace(base, objective=name) for name in OBJECTIVES}
+    # Proto-RL's representation loss.
+    return found | {"proto_rl": replace(base, objective="crptpro", intrinsic="none")}
+
+
+def _transitions(stages: Stages) -> int:
+    return stages.collect.transitions
+
+
+def _trained_on(stages: Stages, names: tuple[str, ...]) -> PretrainConfig:
+    """As many updates as all domains together get."""
+    rounds = round(stages.pretrain.rounds * len(stages.collect.domains) / len(names))
+    return replace(stages.pretrain, domains=names, rounds=rounds)
+
+
+STUDIES: dict[str, Study] = {
+    "alpha": Study("coverage and probes against the intrinsic weight", "intrinsic weight", alpha),
+    "transitions": Study(
+        "probes against the random transitions of each domain", "transitions", transitions
+    ),
+    "domains": Study("probes against the number of domains, as many updates", "domains", domains),
+    "single": Study("one domain alone against all together, as many updates", None, single),
+    "components": Study("one component at a time, and other objectives", None, components),
+    "objectives": Study("objectives under the same data and budget", None, objectives),
+}

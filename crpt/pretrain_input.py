@@ -1,0 +1,54 @@
+"""What pre-training checks of its data, and settles of its config, before it begins."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+from crpt.config import PretrainConfig
+from crpt.distributed import Team
+from crpt.replay import ReplayBuffer
+
+
+def precision_on(config: PretrainConfig, device: torch.device) -> Literal["fp32", "bf16"]:
+    """auto: bf16 where the device is a GPU with units for it."""
+    if config.precision != "auto":
+        return config.precision
+    modern = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    return "bf16" if modern else "fp32"
+
+
+def frame_geometry(buffer: ReplayBuffer, domains: tuple[str, ...]) -> tuple[int, int]:
+    """Channels and size of the square frames that all domains share."""
+    if not domains:
+        raise ValueError("buffer should hold at least one domain, got none")
+    shapes = {domain: buffer.spec(domain).frame_shape for domain in domains}
+    channels, height, width = shapes[domains[0]]
+    if height != width or len(set(shapes.values())) > 1:
+        got = ", ".join(f"{domain} {list(shape)}" for domain, shape in shapes.items())
+        raise ValueError(f"frames of all domains should be of one shape [C, S, S], got {got}")
+    return channels, height
+
+
+def check_sizes(
+    config: PretrainConfig, buffer: ReplayBuffer, domains: tuple[str, ...], team: Team
+) -> None:
+    """ValueError unless batches of that size can be drawn, and shared by the team."""
+    least = config.frame_stack
+    found = {d: len(buffer.indices(d, frame_stack=config.frame_stack)) for d in domains}
+    short = ", ".join(f"{domain} {n}" for domain, n in found.items() if n < least)
+    if short:
+        raise ValueError(
+            f"every domain should have at least {least} transitions, as many as an observation "
+            f"has frames, got {short}; record more of it, or leave it out of the dataset"
+        )
+    if config.batch_size % team.size:
+        raise ValueError(
+            f"batch_size should be a multiple of the {team.size} processes, got {config.batch_size}"
+        )
+    if config.batches == "mixed" and config.batch_size < len(domains):
+        raise ValueError(
+            f"batch_size should be at least the number of domains, {len(domains)}, with batches "
+            f"mixed, got {config.batch_size}"
+        )

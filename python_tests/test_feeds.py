@@ -1,0 +1,143 @@
+"""The feeds of a GPU, on a CPU: the same batches as the buffer's own, in the same order."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import small
+import torch
+
+from crpt.feeds import ResidentFeed, Ring, ViewConfig, frame_bytes, parts
+from crpt.streamed_feed import StreamedFeed
+
+CPU = torch.device("cpu")
+DOMAINS = ("dot_blue", "dot_red")
+SEQUENCES = {"alternate": [("dot_blue",), ("dot_red",)], "mixed": [DOMAINS, DOMAINS]}
+
+
+@pytest.fixture(scope="module")
+def buffer(tmp_path_factory):
+    return small.dataset(tmp_path_factory.mktemp("data") / "dataset")
+
+
+def config(pad: int = 2, rows: slice = slice(0, 7)) -> ViewConfig:
+    return ViewConfig(7, 3, pad, torch.float32, rows)
+
+
+def feed(kind: str, buffer, sequence, generator, views=None):
+    views = views or config()
+    if kind == "resident":
+        return ResidentFeed(buffer, DOMAINS, views, CPU, generator)
+    return StreamedFeed(buffer, sequence, views, CPU, generator)
+
+
+def expected(buffer, domains, generator, pad=2):
+    """The batch of `sample`, one call a domain."""
+    batches = [
+        buffer.sample(
+            part.domain, part.end - part.begin, pad=pad, dtype=torch.float32, generator=generator
+        )
+        for part in parts(domains, 7)
+    ]
+    return torch.cat([b.obs for b in batches]), torch.cat([b.next_obs for b in batches])
+
+
+def drawn(source, domains):
+    source.draw(domains)
+    return source.views(domains)
+
+
+def assert_same(views, wanted, rows: slice = slice(None)):
+    for got, want in zip(views, wanted, strict=True):
+        assert got.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(got, want[rows], atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["resident", "streamed"])
+@pytest.mark.parametrize("batches", ["alternate", "mixed"])
+@pytest.mark.parametrize("pad", [0, 2])
+def test_batches_and_generator_are_those_of_sample(buffer, kind, batches, pad):
+    sequence = SEQUENCES[batches]
+    own, other = torch.Generator().manual_seed(5), torch.Generator().manual_seed(5)
+    source = feed(kind, buffer, sequence, own, config(pad))
+    for domains in sequence * 4:
+        assert_same(drawn(source, domains), expected(buffer, domains, other, pad))
+        assert torch.equal(own.get_state(), other.get_state())
+
+
+@pytest.mark.parametrize("kind", ["resident", "streamed"])
+def test_a_rank_gathers_its_own_rows(buffer, kind):
+    sequence = SEQUENCES["mixed"]
+    own, other = torch.Generator().manual_seed(5), torch.Generator().manual_seed(5)
+    for rows in (slice(0, 2), slice(2, 5), slice(5, 7)):
+        other.set_state(own.get_state())
+        source = feed(kind, buffer, sequence, own, config(rows=rows))
+        assert_same(drawn(source, DOMAINS), expected(buffer, DOMAINS, other), rows)
+
+
+def test_what_was_drawn_ahead_is_dropped_where_something_else_is_asked_for(buffer):
+    sequence = SEQUENCES["alternate"]
+    own, other = torch.Generator().manual_seed(5), torch.Generator().manual_seed(5)
+    source = feed("streamed", buffer, sequence, own)
+    for domains in (*sequence, sequence[1], sequence[1], DOMAINS, *sequence):
+        assert_same(drawn(source, domains), expected(buffer, domains, other))
+    state = own.get_state()
+    first = expected(buffer, sequence[0], torch.Generator().set_state(state))
+    assert_same(drawn(source, sequence[0]), first)
+    own.set_state(state)  # as a checkpoint does
+    assert_same(drawn(source, sequence[0]), first)
+
+
+def test_the_thread_ends_with_the_feed_and_passes_errors_on(buffer, monkeypatch):
+    def threads():
+        return sum(t.name == "crpt-feed" for t in threading.enumerate())
+
+    before = threads()
+    own = torch.Generator().manual_seed(5)
+    source = feed("streamed", buffer, SEQUENCES["alternate"], own)
+    source.draw(("dot_blue",))
+    assert threads() == before + 1
+    del source
+    assert threads() == before
+
+    def broken(*args, **options):
+        raise OSError("the disk is gone")
+
+    source = feed("streamed", buffer, SEQUENCES["alternate"], own)
+    monkeypatch.setattr(type(buffer), "sample", broken)
+    with pytest.raises(OSError, match="the disk is gone"):
+        source.draw(("dot_blue",))
+
+
+def test_a_buffer_is_written_again_only_when_the_device_has_read_it():
+    class Event:
+        waited = 0
+
+        def synchronize(self):
+            self.waited += 1
+
+    ring = Ring([torch.zeros(2), torch.zeros(2)], CPU)
+    to, events = torch.zeros(2), [Event(), Event()]
+    for value, event in zip((1.0, 2.0), events, strict=True):
+        ring.writable().fill_(value)
+        ring.send(to)
+        assert to.tolist() == [value] * 2
+        ring._sent[ring._turn - 1] = event
+    assert [e.waited for e in events] == [0, 0]
+    ring.writable().fill_(3.0)
+    assert [e.waited for e in events] == [1, 0]
+
+
+def test_the_bytes_of_the_frames_are_those_that_are_filled(buffer):
+    frames = sum(len(buffer.arrays(d)["frames"][: buffer.cursor(d)]) for d in DOMAINS)
+    assert frame_bytes(buffer, DOMAINS) == frames * 3 * 20 * 20
+
+
+@pytest.mark.parametrize(("count", "batch"), [(1, 7), (2, 7), (3, 8), (3, 3)])
+def test_parts_cover_the_batch_in_equal_shares(count, batch):
+    found = parts(tuple("abc"[:count]), batch)
+    assert [p.begin for p in found] == [0, *(p.end for p in found[:-1])]
+    assert found[-1].end == batch
+    sizes = [p.end - p.begin for p in found]
+    assert max(sizes) - min(sizes) <= 1
