@@ -348,5 +348,6 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("empty_pool", &crpt::empty_pool);
   module.def("pooled_bytes", &crpt::pooled_bytes);
   module.def("transpose", &transpose);
-  bind_replay(module);
+  bind_replay_ring(module);
+  bind_replay_writer(module);
 }
