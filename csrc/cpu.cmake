@@ -1,7 +1,7 @@
 # The CPU kernels: each source compiled once per instruction-set level, the level picked at run time.
 
-set(CRPT_KERNELS sinkhorn row_normalize prototype_loss intrinsic_loss random_shift frame_stack
-    knn_distance transpose)
+set(CRPT_KERNELS sinkhorn row_normalize prototype_loss prototype_objective intrinsic_loss
+    random_shift frame_stack knn_distance transpose)
 list(TRANSFORM CRPT_KERNELS PREPEND ${CMAKE_CURRENT_LIST_DIR}/kernels/ OUTPUT_VARIABLE kernel_sources)
 list(TRANSFORM kernel_sources APPEND .cpp)
 
@@ -48,7 +48,8 @@ target_link_libraries(crpt_replay PRIVATE crpt_options PUBLIC crpt_cpu)
 
 if(CRPT_BUILD_PYTHON)
   pybind11_add_module(_cpu MODULE ${CMAKE_CURRENT_LIST_DIR}/bindings/cpu.cpp
-                      ${CMAKE_CURRENT_LIST_DIR}/bindings/replay.cpp)
+                      ${CMAKE_CURRENT_LIST_DIR}/bindings/replay_ring.cpp
+                      ${CMAKE_CURRENT_LIST_DIR}/bindings/replay_writer.cpp)
   target_link_libraries(_cpu PRIVATE crpt_replay crpt_options)
   install(TARGETS _cpu LIBRARY DESTINATION crpt)
 endif()

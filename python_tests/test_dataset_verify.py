@@ -214,6 +214,26 @@ def test_shared_writers_episodes_lie_between_each_other_and_leave_gaps(tmp_path)
     assert report.notes[0].startswith("2 steps were never finished, 1 of them begun")
 
 
+def test_tickets_that_shared_writers_gave_up_are_no_gaps(tmp_path):
+    spec = DomainSpec(capacity=1000, action_shape=(2,), state_shape=(1,), frame_shape=(1, 4, 4))
+    buffer = ReplayBuffer.create(tmp_path / "ds", {"toy": spec})
+    with buffer.writer("toy", shared=True) as a, buffer.writer("toy", shared=True) as b:
+        for writer in (a, b):
+            writer.begin(frame(1))
+        for n in range(100):
+            for writer in (a, b):
+                writer.append(frame(n + 1), [n, n], n, 1, last=n == 99)
+    taken = buffer.cursor("toy")
+    assert taken > 202  # some in advance
+    (report,) = verify(tmp_path / "ds")
+    assert (report.problems, report.notes) == ([], [])
+    assert (report.steps, report.transitions, report.episodes) == (202, 200, 2)
+    # Not one that was written and lost.
+    change(tmp_path / "ds", "stamps", 5, 0)
+    (report,) = verify(tmp_path / "ds")
+    assert report.problems[0].startswith("1 steps were counted, but are not there: 5 (slot 5)")
+
+
 def test_it_does_not_judge_what_is_being_written_nor_what_it_cannot_read(dataset):
     buffer = ReplayBuffer.open(dataset)
     with buffer.writer("toy"), pytest.raises(DatasetLockedError, match="is being written"):

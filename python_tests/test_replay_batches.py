@@ -14,7 +14,8 @@ import torch
 from toy_replay import SPEC, filled, frame, ids, write_episode
 
 from crpt import replay
-from crpt.replay import Batch, DomainSpec, ReplayBuffer, memory
+from crpt.replay import Batch, DomainSpec, ReplayBuffer, memory, resident
+from crpt.replay.batch import exact_device
 
 
 def same(one: Batch, two: Batch) -> bool:
@@ -296,6 +297,49 @@ def test_batches_are_sent_to_a_device(device):
         ahead = next(batches)
     assert ahead.obs.device.type == device
     assert same(ahead, next(buffer.batches("toy", 9, seed=5, stop=1)))
+
+
+def test_a_device_is_that_of_out_whatever_it_is_called():
+    assert exact_device("cpu:0") == exact_device("cpu") == torch.device("cpu")
+    assert exact_device("cuda").index is not None
+    assert exact_device("cuda:3") == torch.device("cuda:3")
+    buffer = filled(None)
+    out = buffer.empty("toy", 5)
+    assert buffer.sample("toy", 5, device="cpu:0", out=out) is out
+    with pytest.raises(ValueError, match="device should be that of out, cpu, got cuda"):
+        buffer.sample("toy", 5, device="cuda", out=out)
+
+
+def test_torch_s_default_device_is_not_ours():
+    buffer = filled(None)
+    with torch.device("meta"):
+        drawn = [source.sample("toy", 5) for source in (buffer, buffer.resident("cpu"))]
+    assert all(tensor.device.type == "cpu" for batch in drawn for _, tensor in batch.tensors())
+
+
+def test_a_resident_copy_counts_the_transitions_of_n_steps():
+    buffer = filled(None)
+    copy = buffer.resident("cpu")
+    for n in (1, 3, 6):
+        assert copy.num_transitions("toy", n_step=n) == buffer.num_transitions("toy", n_step=n) > 0
+    with pytest.raises(ValueError, match="n_step should be at least 1, got 0"):
+        copy.num_transitions("toy", n_step=0)
+
+
+def test_a_resident_copy_leaves_out_what_is_overwritten_meanwhile(monkeypatch):
+    buffer = filled(None)
+    copy_frames = resident._copy_frames
+
+    def while_others_write(*arguments):
+        frames = copy_frames(*arguments)
+        with buffer.writer("toy") as writer:
+            for e in range(100, 113):  # round the ring, and into the third
+                write_episode(writer, e, 6)
+        return frames
+
+    assert buffer.num_transitions("toy") == 24
+    monkeypatch.setattr(resident, "_copy_frames", while_others_write)
+    assert buffer.resident("cpu").num_transitions("toy") == 6  # the newest of four episodes
 
 
 def test_a_copy_that_does_not_fit(monkeypatch):

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crpt.replay import DatasetError, DatasetLockedError, DomainSpec, manifest
+from crpt.replay.locks import lock
 from crpt.replay.npy import HEADER_BYTES, map_array, read_length
 from crpt.replay.places import CURSOR, EPOCH, WORD_BYTES, Directory
 
@@ -91,15 +92,13 @@ def _verify(folder: Path, name: str, spec: DomainSpec, gaps: bool) -> DomainRepo
 
 @contextlib.contextmanager
 def _nobody_writes(place: Directory) -> Iterator[None]:
-    with place.open(CURSOR, write=False) as lock:
-        try:
-            # Held until the end: a writer that opens meanwhile is told.
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+    with place.open(CURSOR, write=False) as file:
+        # Held until the end: a writer that opens meanwhile is told.
+        if not lock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB, place.label(CURSOR)):
             raise DatasetLockedError(
                 f"{place.label(CURSOR)} says that the domain is being written; wait for the "
                 "writer, or stop it"
-            ) from None
+            )
         yield
 
 
@@ -181,7 +180,9 @@ class _Steps:
     def _stamps(self) -> None:
         stamps = self._of("stamps")
         self._whole = stamps == self._tickets + np.uint64(1)
-        lost = ~self._whole
+        # Tickets that a shared writer took in advance, and gave up when it closed.
+        given_up = (stamps == 0) & (self._of("previous") == ~self._tickets)
+        lost = ~self._whole & ~given_up
         emptied = self._rolled_back(stamps)
         lost[len(lost) - emptied :] = False
         if emptied:

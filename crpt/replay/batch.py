@@ -138,7 +138,18 @@ def empty_stacks(spec: DomainSpec, count: int, views: Views) -> Tensor:
 
 
 def _kept(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    return cpu_memory.new_empty(torch.empty(0), shape, dtype, least=_WORTH_KEEPING)
+    return cpu_memory.new_empty(torch.empty(0, device="cpu"), shape, dtype, least=_WORTH_KEEPING)
+
+
+def exact_device(device: torch.device | str) -> torch.device:
+    """The device of that name as tensors on it name it: cuda is one of cuda:0, cuda:1, ..."""
+    device = torch.device(device)
+    if device.type == "cpu":
+        return torch.device("cpu")
+    if device.type == "cuda" and device.index is None:
+        current = torch.cuda.current_device() if torch.cuda.is_available() else 0
+        return torch.device("cuda", current)
+    return device
 
 
 def check_out(out: Any, like: Batch) -> None:

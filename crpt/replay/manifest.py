@@ -14,7 +14,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from crpt.replay.errors import DatasetCorruptError, DatasetVersionError, require_disk_space
+from crpt.replay.errors import (
+    DatasetCorruptError,
+    DatasetError,
+    DatasetVersionError,
+    require_disk_space,
+)
+from crpt.replay.locks import lock
 from crpt.replay.places import create_directory
 from crpt.replay.spec import DomainSpec
 
@@ -44,7 +50,10 @@ def create(path: Path, domains: Mapping[str, DomainSpec], metadata: Mapping[str,
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise FileExistsError(f"{path} already exists; open it, or choose another directory")
     require_disk_space(path, sum(s.capacity * s.bytes_per_step() for s in domains.values()))
-    path.absolute().parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.absolute().parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise NotADirectoryError(f"{path.absolute().parent} should be a directory") from None
     draft = path.absolute().with_name(f".{path.absolute().name}.{os.getpid()}.creating")
     try:
         draft.mkdir()
@@ -78,8 +87,10 @@ def read(path: Path) -> tuple[dict[str, DomainSpec], dict[str, Any]]:
         version = content["format_version"]
         if not isinstance(version, int):
             raise TypeError(f"format_version should be an int, got {version!r}")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise DatasetCorruptError(f"{path} is not a dataset: it has no {_FILE}") from None
+    except OSError as error:
+        raise DatasetError(f"{file} cannot be read ({error.strerror})") from error
     except (ValueError, KeyError, TypeError) as error:
         raise DatasetCorruptError(
             f"{file} cannot be read ({error}); restore it, or collect the dataset again"
@@ -119,7 +130,7 @@ def _write(path: Path, domains: Mapping[str, DomainSpec], metadata: Mapping[str,
 def _locked(path: Path) -> Iterator[None]:
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        lock(descriptor, fcntl.LOCK_EX, str(path))
         yield
     finally:
         os.close(descriptor)

@@ -64,6 +64,19 @@ def map_array(
     return np.ndarray((capacity, *shape), dtype, memory, HEADER_BYTES), memory
 
 
+def read_array(file: FileIO, spec: DomainSpec, name: str, capacity: int) -> NDArray[Any] | None:
+    """A copy of the first `capacity` slots, by reading; none if the file ends before."""
+    dtype, shape = spec.fields()[name]
+    nbytes = capacity * _slot_bytes(spec, name)
+    copy = bytearray()
+    while len(copy) < nbytes:
+        part = os.pread(file.fileno(), nbytes - len(copy), HEADER_BYTES + len(copy))
+        if not part:
+            return None
+        copy += part
+    return np.frombuffer(copy, dtype).reshape(capacity, *shape)
+
+
 def resize_array(file: FileIO, label: str, spec: DomainSpec, name: str, capacity: int) -> None:
     """Gives the array `capacity` slots; a kill on the way leaves the old length or the new one."""
     size = HEADER_BYTES + capacity * _slot_bytes(spec, name)

@@ -11,7 +11,7 @@ from multiprocessing import reduction
 from pathlib import Path
 from typing import Any, Protocol
 
-from crpt.replay.errors import REMEDY, DatasetCorruptError
+from crpt.replay.errors import REMEDY, DatasetCorruptError, DatasetError
 from crpt.replay.memory import require_memory
 from crpt.replay.npy import resize_array
 from crpt.replay.spec import DomainSpec
@@ -48,8 +48,11 @@ class Directory:
     def open(self, name: str, *, write: bool) -> FileIO:
         try:
             return FileIO(self._file(name), "r+" if write else "r")
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise DatasetCorruptError(f"{self.label(name)} is missing; {REMEDY}") from None
+        except OSError as error:
+            how = "written" if write else "read"
+            raise DatasetError(f"{self.label(name)} cannot be {how} ({error.strerror})") from error
 
     def size(self, name: str) -> int:
         return self._file(name).stat().st_size

@@ -14,7 +14,7 @@ from crpt.replay.batch import Batch, Views, empty_batch
 from crpt.replay.core import Ring
 from crpt.replay.errors import NotEnoughMemoryError, megabytes
 from crpt.replay.memory import require_memory
-from crpt.replay.sampling import Rows, Samples, call, draw_seed
+from crpt.replay.sampling import Rows, Samples, call, draw_seed, require_at_least
 from crpt.replay.spec import DomainSpec
 from crpt.replay.store import Store
 
@@ -45,9 +45,11 @@ class ResidentCopy(Samples):
             raise ValueError(f"domain should be one of {list(self.domains)}, got {domain!r}")
         return self._specs_by_name[domain]
 
-    def num_transitions(self, domain: str, *, frame_stack: int = 3) -> int:
+    def num_transitions(self, domain: str, *, frame_stack: int = 3, n_step: int = 1) -> int:
         self.spec(domain)
-        return len(self._rings[domain].transitions(1, frame_stack))
+        require_at_least("frame_stack", frame_stack, 1)
+        require_at_least("n_step", n_step, 1)
+        return len(self._rings[domain].transitions(n_step, frame_stack))
 
     def frames(self, domain: str) -> Tensor:
         """The frames by slot, uint8 [N, C, H, W], on the device."""
@@ -98,8 +100,8 @@ class ResidentCopy(Samples):
 
         count = rows.end - rows.begin
         scalars = _on_host(batch, rows)
-        index = torch.empty((2, count, views.frame_stack), dtype=torch.int64)
-        shifts = torch.empty((2, count, 2), dtype=torch.int64)
+        index = torch.empty((2, count, views.frame_stack), dtype=torch.int64, device="cpu")
+        shifts = torch.empty((2, count, 2), dtype=torch.int64, device="cpu")
         own_rows = Rows(rows.domain, 0, count, rows.seed, rows.slots)
         self._draw(scalars, own_rows, views, threads, index, shifts)
         where = slice(rows.begin, rows.end)
@@ -123,12 +125,12 @@ class ResidentCopy(Samples):
 
 def _on_host(batch: Batch, rows: Rows) -> Batch:
     """A batch for the scalars of these rows."""
-    count, nothing = rows.end - rows.begin, torch.empty(0)
+    count, nothing = rows.end - rows.begin, torch.empty(0, device="cpu")
     return Batch(
         obs=nothing,
-        action=torch.empty((count, *batch.action.shape[1:])),
-        reward=torch.empty(count),
-        discount=torch.empty(count),
+        action=torch.empty((count, *batch.action.shape[1:]), device="cpu"),
+        reward=torch.empty(count, device="cpu"),
+        discount=torch.empty(count, device="cpu"),
         next_obs=nothing,
         domain=nothing,
         domains=batch.domains,
@@ -138,22 +140,27 @@ def _on_host(batch: Batch, rows: Rows) -> Batch:
 
 def _copy(store: Store, filled: int, device: torch.device) -> tuple[Tensor, Ring]:
     ring = store.ring()
-    epoch = ring.epoch()
-    words: dict[str, Any] = {
-        "head": np.array([ring.head()], np.uint64),
-        "epoch": np.zeros(1, np.uint64),
-    }
-    before = np.array(store.arrays["stamps"])
-    copies = {
-        name: np.array(array) for name, array in store.arrays.items() if name not in ("frames",)
+    epoch, head = ring.epoch(), ring.head()
+    stamps = ring.copy_stamps(filled)
+    # Only what steps were counted in: a writer may make the files shorter behind them.
+    copies: dict[str, Any] = {
+        name: _copy_rows(array, filled)
+        for name, array in store.arrays.items()
+        if name not in ("frames", "stamps")
     }
     frames = _copy_frames(store.arrays["frames"][:filled], device)
     # What was overwritten meanwhile is left out.
-    after = np.array(store.arrays["stamps"])
-    copies["stamps"] = np.where((before == after) & (ring.epoch() == epoch), before, 0)
-    copies["stamps"][filled:] = 0
+    copies["stamps"] = ring.still_there(stamps, epoch)
+    copies["head"] = np.array([head], np.uint64)
+    copies["epoch"] = np.zeros(1, np.uint64)
     # The ring wants the frames' shape alone: their mapping is never read.
-    return frames, Ring({**copies, **words, "frames": store.arrays["frames"]})
+    return frames, Ring({**copies, "frames": store.arrays["frames"]})
+
+
+def _copy_rows(array: np.ndarray[Any, Any], filled: int) -> np.ndarray[Any, Any]:
+    copy = np.zeros_like(array)
+    copy[:filled] = array[:filled]
+    return copy
 
 
 def _copy_frames(frames: np.ndarray[Any, Any], device: torch.device) -> Tensor:

@@ -201,14 +201,16 @@ class Samples(ABC):
         """The batch to fill, and that or the device which it is then sent to."""
         import torch
 
-        from crpt.replay.batch import check_out, empty_batch
+        from crpt.replay.batch import check_out, empty_batch, exact_device
 
+        own = exact_device(self._own_device or "cpu")
+        target = exact_device(device or own)
         if out is not None:
             check_out(out, empty_batch(specs, batch_size, views, device=torch.device("meta")))
-            if device is not None and torch.device(device) != out.obs.device:
-                raise ValueError(f"device should be that of out, {out.obs.device}, got {device}")
-        own = self._own_device or torch.device("cpu")
-        target = torch.device(device or own) if out is None else out.obs.device
+            there = exact_device(out.obs.device)
+            if device is not None and target != there:
+                raise ValueError(f"device should be that of out, {there}, got {device}")
+            target = there
         if target == own:
             batch = out or empty_batch(specs, batch_size, views, device=own)
             return batch, batch
@@ -323,7 +325,7 @@ def draw_seed(generator: torch.Generator | None) -> int:
 
     if generator is not None and generator.device.type != "cpu":
         raise ValueError(f"generator should be on the cpu, got {generator.device}")
-    return int(torch.empty((), dtype=torch.int64).random_(generator=generator))
+    return int(torch.empty((), dtype=torch.int64, device="cpu").random_(generator=generator))
 
 
 def num_threads() -> int:

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from crpt.replay.core import Ring
 from crpt.replay.errors import REMEDY, DatasetCorruptError, DatasetLockedError
+from crpt.replay.locks import lock
 from crpt.replay.memory import require_memory
-from crpt.replay.npy import map_array, read_length, resize_array
+from crpt.replay.npy import map_array, read_array, read_length, resize_array
 from crpt.replay.places import CURSOR, EPOCH, WORD_BYTES, Place
 from crpt.replay.spec import DomainSpec
 
@@ -34,6 +35,12 @@ class Store:
 
     Writers hold the lock on the cursor while they are open: an exclusive one alone, shared ones
     together. No write waits for it.
+
+    A mapped page behind the end of its file is a fatal signal (SIGBUS). So what is read before the
+    cursor is known to be sound is read as a file; the ring is mapped again where a file has another
+    size; and through the mapping only slots of counted steps are read, which a writer that makes
+    the files shorter leaves there. What remains is somebody else who cuts a file that is mapped,
+    and arrays of `view` that are used after their domain became shorter.
     """
 
     def __init__(self, place: Place, spec: DomainSpec, access: Access = "read") -> None:
@@ -91,6 +98,14 @@ class Store:
                 memory.madvise(_MADV_POPULATE_WRITE)
 
     def release(self) -> None:
+        """Gives the lock back, also where a child of fork has the file open."""
+        if self._lock is not None:
+            with contextlib.suppress(OSError):
+                fcntl.flock(self._lock, fcntl.LOCK_UN)
+        self.leave_to_parent()
+
+    def leave_to_parent(self) -> None:
+        """In a child of fork: closes the file, but the lock stays the parent's."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -120,11 +135,7 @@ class Store:
 
     def _try_lock(self, kind: int) -> bool:
         assert self._lock is not None
-        try:
-            fcntl.flock(self._lock, kind | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
+        return lock(self._lock.fileno(), kind | fcntl.LOCK_NB, self.place.label(CURSOR))
 
     def _locked(self) -> DatasetLockedError:
         return DatasetLockedError(
@@ -141,13 +152,19 @@ class Store:
         # A writer that makes the files longer just now counts more than was mapped before.
         for attempt in range(_MAP_ATTEMPTS):
             self._map()
-            if self._ring.is_plausible():
+            with self.place.open("stamps", write=False) as file:
+                stamps = read_array(file, self.spec, "stamps", self.capacity)
+            if stamps is None:
+                problem = f"{self.place.label('stamps')} was cut short while it was opened"
+            elif self._ring.is_plausible(stamps):
                 return
+            else:
+                problem = (
+                    f"{self.place.label(CURSOR)} does not fit the stamps of its {self.capacity} "
+                    f"slots ({self._ring.head()} steps counted, {np.count_nonzero(stamps)} found)"
+                )
             time.sleep(0.01 * (attempt + 1 < _MAP_ATTEMPTS))
-        raise DatasetCorruptError(
-            f"{self.place.label(CURSOR)} does not fit the stamps of its {self.capacity} slots "
-            f"({self._ring.head()} steps counted, {self._ring.count_whole()} found); {REMEDY}"
-        )
+        raise DatasetCorruptError(f"{problem}; {REMEDY}")
 
     def _map(self) -> None:
         # A writer that makes the files shorter just now can make one look cut short.

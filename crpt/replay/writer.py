@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import time
+import weakref
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from crpt.replay.core import RingWriter
+from crpt.replay.errors import DatasetFullError
 from crpt.replay.store import Store
 
 WhenFull = Literal["overwrite", "grow"]
+# Readers look for milliseconds at steps that they counted and that are rolled back meanwhile: for
+# so long, the files are not made shorter.
+_READERS_LOOK = 0.2  # seconds
 _GROWTH = 1024  # steps by which a growing domain gets longer: 22 MB of 84x84 frames
 
 
@@ -22,7 +29,7 @@ class Writer:
     number, in any processes, each with an episode of its own; a cut episode's transitions stay.
 
     Every step is whole, and readable, when its call returns. A writer is used by one thread at a
-    time.
+    time, and only by the process that opened it: in a child of fork it is closed.
     """
 
     def __init__(self, store: Store, when_full: WhenFull, shared: bool) -> None:
@@ -33,11 +40,13 @@ class Writer:
         self._store = store.writable(shared=shared)
         self._when_full = when_full
         self._shared = shared
+        self._rolled_back = -_READERS_LOOK
         try:
             self._core: Any = self._begin_where_it_ended()
         except BaseException:
             self._store.release()
             raise
+        _open_writers.add(self)
 
     def begin(self, frame: NDArray[np.uint8], state: ArrayLike | None = None) -> None:
         """Commits the first step of an episode: its frame, zeros, discount 1.
@@ -78,6 +87,8 @@ class Writer:
     ) -> None:
         """append() of n steps, one after the other, faster.
 
+        An error says how many of them were committed, if any were.
+
         Args:
             frames: uint8 [n, C, H, W].
             actions: numbers [n, *action_shape].
@@ -88,7 +99,11 @@ class Writer:
         steps = (frames, actions, rewards, discounts, states, last)
         done = self._core.extend(*steps, 0)
         while done < len(frames):
-            self._grow(max(_GROWTH, len(frames) - done))
+            try:
+                self._grow(max(_GROWTH, len(frames) - done))
+            except DatasetFullError as error:
+                so_far = f"{done} of {len(frames)} steps were committed; {error}"
+                raise DatasetFullError(so_far) from error
             done += self._core.extend(*steps, done)
 
     def discard_last_episode(self) -> None:
@@ -100,7 +115,7 @@ class Writer:
             raise RuntimeError(
                 "the newest episode cannot be discarded: steps of other writers lie among its own"
             )
-        self._core.roll_back(start)
+        self._roll_back(self._core, start)
 
     def fit(self, more: int) -> None:
         """Makes a growing domain's arrays end `more` steps after the newest one."""
@@ -112,9 +127,12 @@ class Writer:
         self._resize(max(1, self._store.ring().head() + more))
 
     def close(self) -> None:
-        if not isinstance(self._core, _Closed):
-            self._core = _Closed()
-            self._store.release()
+        if not isinstance(self._core, _Unusable):
+            try:
+                self._core.close()
+            finally:
+                self._core = _Unusable("the writer is closed")
+                self._store.release()
 
     def __enter__(self) -> Writer:
         return self
@@ -132,17 +150,48 @@ class Writer:
             self._store.populate()
         core = RingWriter(ring, shared=self._shared, overwrites=self._when_full == "overwrite")
         if not self._shared:
-            core.roll_back(core.end_of_whole_episodes())
+            self._roll_back(core, core.end_of_whole_episodes())
         return core
+
+    def _roll_back(self, core: RingWriter, step: int) -> None:
+        head = self._store.ring().head()
+        core.roll_back(step)
+        if step < head:
+            self._rolled_back = time.monotonic()
 
     def _grow(self, steps: int) -> None:
         self._resize(self._store.capacity + steps)
 
     def _resize(self, capacity: int) -> None:
+        if capacity < self._store.capacity:
+            time.sleep(max(0.0, self._rolled_back + _READERS_LOOK - time.monotonic()))
         self._store.resize(capacity)
         self._core.move(self._store.ring())
 
+    def _leave_to_parent(self) -> None:
+        self._core = _Unusable(
+            "the writer belongs to the process that opened it, and this is a child of that: open "
+            "another one here"
+        )
+        self._store.leave_to_parent()
 
-class _Closed:
+
+class _Unusable:
+    """What a writer has instead of its core; every use is an error."""
+
+    def __init__(self, why: str) -> None:
+        self._why = why
+
     def __getattr__(self, name: str) -> Any:
-        raise RuntimeError("the writer is closed")
+        raise RuntimeError(self._why)
+
+
+_open_writers: weakref.WeakSet[Writer] = weakref.WeakSet()
+
+
+def _leave_to_parent() -> None:
+    for writer in _open_writers:
+        writer._leave_to_parent()
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)

@@ -1,8 +1,8 @@
 // Gather, stack, shift and cast in one pass: one block per band of rows of a plane of the result,
 // sixteen bytes of it per thread and store.
 //
-// Floor on an H200 (4.8 TB/s): pixels read and results written once, 512 x 3 frames of 3 x 84 x 84
-// to fp32 163 MB in 34 us, uint8 65 MB in 14 us. Estimated at 70 to 85% of it.
+// Floor on an H200 (4.0 TB/s copied): pixels read and results written once, 512 x 3 frames of
+// 3 x 84 x 84 to fp32 163 MB in 40 us, bf16 98 MB in 24, uint8 65 MB in 16: reached 88%, 75%, 62%.
 #include "frame_stack.cuh"
 #include "shift.cuh"
 

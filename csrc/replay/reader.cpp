@@ -83,9 +83,11 @@ bool is_plausible(const Ring& ring) {
   // After the stamps: a writer may be at work. An exclusive one counts a step after its stamp.
   const Ticket head = head_of(ring);
   if (head > kLastTicket || newest > head + 1) return false;
-  // Shared writers lose a few tickets now and then, but never a lap of them without a stamp. A
-  // roll-back may leave none at all.
-  return stalled || newest == 0 || head - std::min(head, newest) <= ring.capacity;
+  // Shared writers lose a few tickets now and then, but not a lap of them without a stamp, unless
+  // the ring is so small that all its slots are busy at once. A roll-back may leave none at all.
+  constexpr uint64_t few_slots = 64;
+  return stalled || newest == 0 || ring.capacity < few_slots ||
+         head - std::min(head, newest) <= ring.capacity;
 }
 
 }  // namespace crpt::replay

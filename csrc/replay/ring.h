@@ -10,15 +10,21 @@
 // Writing. Shared writers: any number, in any threads and processes. Exclusive writer: the only
 // one. The file lock that keeps the two kinds apart is taken when a writer opens, never by a write.
 //
-//   1  shared: t = head.fetch_add(1), relaxed; exclusive: t = head
+//   1  shared: t = the next of those taken by head.fetch_add(n), relaxed; exclusive: t = head
 //   2  stamps[slot]: older whole(.) or 0 -> busy(t), by one CAS, acquire. The acquire pairs
 //      with 5 of the step that is overwritten, so that its stores and ours do not mix. Where the
 //      slot is still busy (its writer stalled or died a lap ago) or newer than t (we stalled),
 //      ticket t stays without a step, and the writer takes the next one. Exclusive: a store.
 //   3  fence, release
-//   4  the fields, relaxed
+//   4  the fields, relaxed; frames by streaming stores between two fences of their own
 //   5  stamps[slot] = whole(t), release
 //   6  exclusive: head = t + 1, release. So what lies before it is whole: the commit word.
+//
+// A shared writer takes one ticket at a time while it is alone, and up to 32 where others write,
+// too: steps side by side then come from one core, and the lines of small fields, in which many
+// slots lie, do not go to and fro. It never uses a ticket more than half a lap old. Tickets that it
+// gives up, then or when it closes, go back if they are the newest; otherwise their slots, claimed
+// by 2, get previous = given_up(t) and stamp 0, so that nobody takes them for steps that were lost.
 //
 // Reading. Any number of threads and processes, at the same time as writers; readers never write.
 //
@@ -43,10 +49,10 @@
 //
 // Progress. Exclusive append: wait-free. Shared append: wait-free where fetch_add is (x86-64,
 // ARMv8.1; lock-free elsewhere): at most `capacity` tickets, then it fails. A writer that dies
-// costs one slot, until a writer opens while no other has the domain open. Sample: lock-free; a row
-// is read again only if a writer overwrote it meanwhile, and after a bounded number of times the
-// sample fails. Rolling back, repairing and growing: by the one exclusive writer, and no reader
-// waits for them.
+// costs one slot, until a writer opens while no other has the domain open, and for a lap those of
+// the tickets that it had taken. Sample: lock-free; a row is read again only if a writer overwrote
+// it meanwhile, and after a bounded number of times the sample fails. Rolling back, repairing and
+// growing: by the one exclusive writer, and no reader waits for them.
 //
 // The arrays may come from anybody. Every ticket read from them is checked before it leads
 // anywhere.
@@ -69,6 +75,12 @@ constexpr uint64_t busy(Ticket t) { return kBusy | (t + 1); }
 constexpr bool is_busy(uint64_t stamp) { return (stamp & kBusy) != 0; }
 // One more than the ticket; 0: none.
 constexpr uint64_t count_of(uint64_t stamp) { return stamp & ~kBusy; }
+// In `previous`, no ticket at all.
+constexpr uint64_t given_up(Ticket t) { return ~t; }
+
+// Tickets that a shared writer takes at once where others write: four lines of stamps. But no more
+// than this part of the ring.
+constexpr uint64_t kTicketsAtOnce = 32, kShare = 64;
 
 static_assert(sizeof(uint64_t) == 8 && sizeof(float) == 4 && sizeof(double) == 8);
 static_assert(std::atomic_ref<uint64_t>::is_always_lock_free);

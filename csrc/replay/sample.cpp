@@ -116,7 +116,7 @@ class Sampler {
     if (args_.slots != nullptr) {
       const uint64_t slot = static_cast<uint64_t>(args_.slots[row]);
       if (slot >= ring_.capacity) return;
-      // One that is being overwritten just now is there again in a moment.
+      // Neither in one whose step is being overwritten, nor in one never counted.
       const uint64_t stamp = load(ring_.stamps + slot, std::memory_order_acquire);
       const bool there = stamp != 0 && !is_busy(stamp) && stamp <= head_of(ring_);
       if (there && ring_.slot(stamp - 1) == slot) take(row, stamp - 1);

@@ -1,22 +1,48 @@
 #include "replay/writer.h"
 
+#include <algorithm>
 #include <cstring>
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
 
 namespace crpt::replay {
 namespace {
 
-// Relaxed stores of n bytes, eight at a time where they are aligned: a reader may look on.
-void store_bytes(void* to, const void* from, size_t n) {
-  auto* out = static_cast<uint8_t*>(to);
-  const auto* in = static_cast<const uint8_t*>(from);
+// Streaming stores keep no order with others, not even by std::atomic's fences: this comes before
+// and after them.
+void streaming_fence() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
+}
+
+// Relaxed stores of n bytes, eight at a time where they are aligned: a reader may look on. Whole
+// lines go past the caches, for a ring is larger than those: so no line is read before it is
+// overwritten, and none of the next frame's, which another core may be writing, is asked for ahead.
+void store_frame(uint8_t* out, const uint8_t* in, size_t n) {
   size_t i = 0;
-  for (; i < n && reinterpret_cast<uintptr_t>(out + i) % 8 != 0; ++i) store(out + i, in[i]);
-  for (; i + 8 <= n; i += 8) {
-    uint64_t word;
-    std::memcpy(&word, in + i, 8);
-    store(reinterpret_cast<uint64_t*>(out + i), word);
+  const auto store_until = [&](size_t end) {
+    for (; i < end && reinterpret_cast<uintptr_t>(out + i) % 8 != 0; ++i) store(out + i, in[i]);
+    for (; i + 8 <= end; i += 8) {
+      uint64_t word;
+      std::memcpy(&word, in + i, 8);
+      store(reinterpret_cast<uint64_t*>(out + i), word);
+    }
+    for (; i < end; ++i) store(out + i, in[i]);
+  };
+#if defined(__SSE2__)
+  constexpr size_t line = 64;
+  const size_t head = (line - reinterpret_cast<uintptr_t>(out) % line) % line;
+  store_until(head < n ? head : n);
+  for (; i + line <= n; i += line) {
+    for (size_t j = i; j < i + line; j += sizeof(__m128i)) {
+      _mm_stream_si128(reinterpret_cast<__m128i*>(out + j),
+                       _mm_loadu_si128(reinterpret_cast<const __m128i*>(in + j)));
+    }
   }
-  for (; i < n; ++i) store(out + i, in[i]);
+#endif
+  store_until(n);
 }
 
 template <typename T>
@@ -30,28 +56,55 @@ void next_epoch(const Ring& ring) {
   store(ring.epoch, load(ring.epoch) + 1, std::memory_order_release);
 }
 
-// A ticket whose slot is ours.
-bool claim(const Ring& ring, Ticket* ticket) {
-  for (uint64_t attempt = 0; attempt < ring.capacity; ++attempt) {
-    const Ticket t = std::atomic_ref<uint64_t>(*ring.head).fetch_add(1, std::memory_order_relaxed);
-    std::atomic_ref<uint64_t> stamp(ring.stamps[ring.slot(t)]);
-    uint64_t seen = stamp.load(std::memory_order_relaxed);
-    if (is_busy(seen) || seen >= whole(t)) continue;
-    if (stamp.compare_exchange_strong(seen, busy(t), std::memory_order_acquire,
-                                      std::memory_order_relaxed)) {
-      *ticket = t;
-      return true;
-    }
-  }
-  return false;
+// Makes the ticket's slot ours, unless another writer is in it or has written a newer step.
+bool claim(const Ring& ring, Ticket t) {
+  std::atomic_ref<uint64_t> stamp(ring.stamps[ring.slot(t)]);
+  uint64_t seen = stamp.load(std::memory_order_relaxed);
+  if (is_busy(seen) || seen >= whole(t)) return false;
+  return stamp.compare_exchange_strong(seen, busy(t), std::memory_order_acquire,
+                                       std::memory_order_relaxed);
 }
 
 }  // namespace
 
+Ticket Writer::next_ticket() {
+  const uint64_t most = std::clamp<uint64_t>(ring_.capacity / kShare, 1, kTicketsAtOnce);
+  // Too old a ticket would be overwritten too soon, or lie a lap behind.
+  if (next_ < end_ && load(ring_.head) - next_ > ring_.capacity / 2) give_up_tickets();
+  if (next_ == end_) {
+    const std::atomic_ref<uint64_t> head(*ring_.head);
+    next_ = head.fetch_add(at_once_, std::memory_order_relaxed);
+    const bool others_write = next_ != end_;
+    end_ = next_ + at_once_;
+    at_once_ = others_write ? std::min(2 * at_once_, most) : std::max<uint64_t>(at_once_ / 2, 1);
+  }
+  return next_++;
+}
+
+void Writer::give_up_tickets() {
+  Ticket end = end_;
+  // As if they had never been taken, where nobody has taken later ones.
+  if (next_ < end && std::atomic_ref<uint64_t>(*ring_.head)
+                         .compare_exchange_strong(end, next_, std::memory_order_relaxed)) {
+    end_ = next_;
+  }
+  for (; next_ < end_; ++next_) {
+    if (!claim(ring_, next_)) continue;
+    std::atomic_thread_fence(std::memory_order_release);
+    const uint64_t slot = ring_.slot(next_);
+    store(ring_.previous + slot, given_up(next_));
+    store(ring_.stamps + slot, uint64_t{0}, std::memory_order_release);
+  }
+}
+
 Commit Writer::append(const Step& step) {
   Ticket t;
   if (shared_) {
-    if (!claim(ring_, &t)) return Commit::no_slot;
+    uint64_t attempts = 0;
+    do {
+      if (attempts++ == ring_.capacity) return Commit::no_slot;
+      t = next_ticket();
+    } while (!claim(ring_, t));
   } else {
     t = load(ring_.head);
     if (!overwrites_ && t >= ring_.capacity) return Commit::full;
@@ -69,6 +122,8 @@ Commit Writer::append(const Step& step) {
 void Writer::write(Ticket t, const Step& step) {
   const Ring& r = ring_;
   const uint64_t slot = r.slot(t);
+  streaming_fence();
+  store_frame(r.frames + slot * r.frame_bytes, step.frame, r.frame_bytes);
   store(r.previous + slot, open_ ? newest_ : t);
   store(r.is_first + slot, static_cast<uint8_t>(!open_));
   store(r.is_last + slot, static_cast<uint8_t>(step.last));
@@ -76,7 +131,7 @@ void Writer::write(Ticket t, const Step& step) {
   store(r.discounts + slot, step.discount);
   store_values(r.actions + slot * r.action_size, step.action, r.action_size);
   store_values(r.states + slot * r.state_size, step.state, r.state_size);
-  store_bytes(r.frames + slot * r.frame_bytes, step.frame, r.frame_bytes);
+  streaming_fence();
 }
 
 void Writer::roll_back(Ticket step) {

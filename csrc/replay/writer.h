@@ -30,6 +30,10 @@ class Writer {
   // The next step of the open episode, or the first one of a new episode.
   Commit append(const Step& step);
 
+  // Shared: the end of writing; gives up tickets that were taken and not used. Whoever dies before
+  // leaves them as gaps.
+  void close() { give_up_tickets(); }
+
   bool is_open() const { return open_; }
   // The arrays have moved, or become longer or shorter.
   void move(const Ring& ring) { ring_ = ring; }
@@ -38,12 +42,16 @@ class Writer {
   void roll_back(Ticket step);
 
  private:
+  Ticket next_ticket();
+  void give_up_tickets();
   void write(Ticket t, const Step& step);
 
   Ring ring_;
   bool shared_, overwrites_;
   bool open_ = false;
-  Ticket newest_ = 0;  // of the open episode
+  Ticket newest_ = 0;          // of the open episode
+  Ticket next_ = 0, end_ = 0;  // shared: tickets that are ours, not used yet
+  uint64_t at_once_ = 1;       // tickets to take next time
 };
 
 // All below: only while no other writer has the domain open.
