@@ -36,6 +36,7 @@ TEST_P(PrototypeLoss, MatchesTheDefinition) {
             .codes = codes.data(),
             .loss = loss,
             .logsumexp = lse,
+            .gradient = nullptr,
             .dtype = DType::f64,
             .problems = P,
             .samples = B,
@@ -46,6 +47,7 @@ TEST_P(PrototypeLoss, MatchesTheDefinition) {
             .codes = codes32.data(),
             .loss = loss32,
             .logsumexp = lse32,
+            .gradient = nullptr,
             .dtype = DType::f32,
             .problems = P,
             .samples = B,
@@ -60,23 +62,28 @@ TEST_P(PrototypeLoss, MatchesTheDefinition) {
   }
 }
 
-// The kernel that has loss and gradient at once against the two that have them apart.
+// The gradient from the pass that computes the loss against that of the backward pass.
 TEST_P(PrototypeLoss, LossWithItsGradient) {
   for (const auto& [B, M] : {std::pair{1, 1}, {1, 600}, {9, 17}, {301, 257}}) {
     const int P = 2;
     const auto scores = coarse(P * B * M, 5), codes = uniform(P * B * M, 6, 0, 1);
     const std::vector<double> ones(P, 1.0);
     std::vector<double> loss(P), lse(P * B), grad(P * B * M);
-    CRPT_AT(GetParam(), prototype_loss)({.scores = scores.data(),
-                                         .codes = codes.data(),
-                                         .loss = loss.data(),
-                                         .logsumexp = lse.data(),
-                                         .dtype = DType::f64,
-                                         .problems = P,
-                                         .samples = B,
-                                         .prototypes = M,
-                                         .temperature = 0.1,
-                                         .threads = 1});
+    const auto forward = [&](DType dtype, const void* x, const void* q, void* losses, void* sums,
+                             void* gradient, int threads) {
+      CRPT_AT(GetParam(), prototype_loss)({.scores = x,
+                                           .codes = q,
+                                           .loss = losses,
+                                           .logsumexp = sums,
+                                           .gradient = gradient,
+                                           .dtype = dtype,
+                                           .problems = P,
+                                           .samples = B,
+                                           .prototypes = M,
+                                           .temperature = 0.1,
+                                           .threads = threads});
+    };
+    forward(DType::f64, scores.data(), codes.data(), loss.data(), lse.data(), nullptr, 1);
     CRPT_AT(GetParam(), prototype_loss_backward)({.grad = ones.data(),
                                                   .scores = scores.data(),
                                                   .codes = codes.data(),
@@ -88,33 +95,41 @@ TEST_P(PrototypeLoss, LossWithItsGradient) {
                                                   .prototypes = M,
                                                   .temperature = 0.1,
                                                   .threads = 1});
-    const auto at_once = [&]<typename A>(A, DType dtype, int threads) {
-      std::vector<A> x = testing::as<A>(scores), losses(P);
-      const std::vector<A> q = testing::as<A>(codes);
-      CRPT_AT(GetParam(), prototype_loss_gradient)({.scores = x.data(),
-                                                    .codes = q.data(),
-                                                    .loss = losses.data(),
-                                                    .dtype = dtype,
-                                                    .problems = P,
-                                                    .samples = B,
-                                                    .prototypes = M,
-                                                    .temperature = 0.1,
-                                                    .threads = threads});
-      return std::pair(losses, x);
+    const auto at_once = [&]<typename T, typename A>(const std::vector<T>& x,
+                                                     const std::vector<T>& q, A, DType dtype,
+                                                     int threads) {
+      std::vector<T> losses(P);
+      std::vector<A> sums(P * B), gradient(P * B * M);
+      forward(dtype, x.data(), q.data(), losses.data(), sums.data(), gradient.data(), threads);
+      return std::tuple(losses, sums, gradient);
     };
-    const auto [loss64, grad64] = at_once(double(), DType::f64, 1);
-    const auto [loss32, grad32] = at_once(float(), DType::f32, 1);
-    EXPECT_EQ(at_once(double(), DType::f64, 3), std::pair(loss64, grad64));
-    EXPECT_EQ(at_once(float(), DType::f32, 3), std::pair(loss32, grad32));
+    const auto [loss64, lse64, grad64] = at_once(scores, codes, double(), DType::f64, 1);
+    EXPECT_EQ(at_once(scores, codes, double(), DType::f64, 3), std::tuple(loss64, lse64, grad64));
+    const auto scores32 = testing::as<float>(scores), codes32 = testing::as<float>(codes);
+    const auto [loss32, lse32, grad32] = at_once(scores32, codes32, float(), DType::f32, 1);
+    EXPECT_EQ(at_once(scores32, codes32, float(), DType::f32, 3),
+              std::tuple(loss32, lse32, grad32));
+    // The scores are bf16 numbers already; codes lose up to 2^-8 of themselves.
+    std::vector<uint16_t> loss16(P);
+    std::vector<float> lse16(P * B), grad16(P * B * M);
+    const auto scores16 = testing::as_bf16(scores), codes16 = testing::as_bf16(codes);
+    forward(DType::bf16, scores16.data(), codes16.data(), loss16.data(), lse16.data(),
+            grad16.data(), 2);
     double largest = 1e-3;
     for (const double g : grad) largest = std::max(largest, std::abs(g));
     for (int p = 0; p < P; ++p) {
       ASSERT_NEAR(loss64[p], loss[p], 1e-12 * (1 + loss[p]));
       ASSERT_NEAR(loss32[p], loss[p], 5e-7 * (1 + loss[p]));
     }
+    for (int i = 0; i < P * B; ++i) {
+      ASSERT_NEAR(lse64[i], lse[i], 1e-14 * (1 + std::abs(lse[i])));
+      ASSERT_NEAR(lse32[i], lse[i], 1e-6 * (1 + std::abs(lse[i])));
+      ASSERT_NEAR(lse16[i], lse[i], 1e-6 * (1 + std::abs(lse[i])));
+    }
     for (int i = 0; i < P * B * M; ++i) {
       ASSERT_NEAR(grad64[i], grad[i], 1e-12 * largest);
       ASSERT_NEAR(grad32[i], grad[i], 2e-6 * largest);
+      ASSERT_NEAR(grad16[i], grad[i], 1e-2 * largest);
     }
   }
 }
@@ -128,6 +143,7 @@ TEST_P(PrototypeLoss, GradientsMatchFiniteDifferences) {
                                        .codes = codes.data(),
                                        .loss = &loss,
                                        .logsumexp = lse,
+                                       .gradient = nullptr,
                                        .dtype = DType::f64,
                                        .problems = 1,
                                        .samples = B,
@@ -168,6 +184,7 @@ TEST_P(PrototypeLoss, LargeCommonOffsetsLoseNothing) {
                                        .codes = codes.data(),
                                        .loss = &loss,
                                        .logsumexp = &lse,
+                                       .gradient = nullptr,
                                        .dtype = DType::f32,
                                        .problems = 1,
                                        .samples = 1,
@@ -194,6 +211,7 @@ Gradients float_gradients(Isa level, const std::vector<float>& scores,
                                   .codes = codes.data(),
                                   .loss = &got.loss,
                                   .logsumexp = lse.data(),
+                                  .gradient = nullptr,
                                   .dtype = DType::f32,
                                   .problems = 1,
                                   .samples = B,

@@ -20,11 +20,10 @@ def effective_rank(embeddings: Tensor) -> float:
     """
     x = embeddings.double()
     centred = x - x.mean(dim=0)
+    wide = x.shape[1] > x.shape[0]
+    gram = centred @ centred.T if wide else centred.T @ centred
     # On the CPU: a GPU takes ten times as long for matrices of this size.
-    if x.shape[1] > x.shape[0]:  # as many singular values, of a smaller matrix
-        sigma = torch.linalg.eigvalsh((centred @ centred.T).cpu()).clamp_min(0).sqrt()
-    else:
-        sigma = torch.linalg.svdvals(centred.cpu())
+    sigma = torch.linalg.eigvalsh(gram.cpu()).clamp_min(0).sqrt()
     # What remains of equal embeddings is rounding, which has full rank and means nothing.
     if sigma.max() <= 1e-6 * x.norm(dim=-1).mean().cpu() * math.sqrt(len(x)):
         return 0.0

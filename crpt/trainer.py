@@ -40,6 +40,8 @@ class _Update:
     """What an update leaves; where it is replayed, in the same memory each time."""
 
     losses: Losses
+    """Its numbers are views of `numbers`."""
+    numbers: Tensor
     gradients: list[Tensor]
 
 
@@ -103,6 +105,8 @@ class Trainer:
         """Is told of every phase of an update when it is over, or recorded."""
         self._gradients: list[Tensor] = []
         self._graphs: UpdateGraphs[Domains, _Update] | None = None
+        # Within a round, what an update leaves has to last.
+        self._repeats = len(set(self.batches())) < len(self.batches())
         if cuda and cuda_graphs and team.group is None:
             self.replay_updates(CudaRecorder(device))
 
@@ -160,7 +164,8 @@ class Trainer:
         return whole([obs[views.rows]]), whole([next_obs[views.rows]])
 
     def update(self, domains: Domains) -> Losses:
-        """One update on a batch of these domains."""
+        """One update on a batch of these domains. The numbers among its losses stay; the rest of
+        them, on a GPU, until that batch of the next round."""
         self._set_rate()
         self.updates += 1
         if self._graphs is None:
@@ -170,7 +175,7 @@ class Trainer:
         with _fastest_convolutions():
             done = self._graphs(domains)
         self._gradients = done.gradients
-        return _copied(done.losses)
+        return _lasting(done, whole=self._repeats)
 
     def _set_rate(self) -> None:
         """The learning rate of this update, (1 + cos(pi t / T)) / 2 of the first with a cosine."""
@@ -188,7 +193,8 @@ class Trainer:
         views = self.sample(domains) if self.feed is None else self.feed.views(domains)
         self.passed("sample")
         losses = self.step(*views)
-        return _Update(_detached(losses), self._gradients)
+        numbers = torch.stack([losses.total.detach(), losses.distance, *losses.parts.values()])
+        return _Update(_with_numbers(losses, numbers), numbers, self._gradients)
 
     def step(self, obs: Tensor, next_obs: Tensor) -> Losses:
         """The update on these views."""
@@ -274,23 +280,22 @@ def _fastest_convolutions() -> Iterator[None]:
         torch.backends.cudnn.benchmark = before
 
 
-def _detached(losses: Losses) -> Losses:
-    return replace(losses, total=losses.total.detach())
+def _with_numbers(losses: Losses, numbers: Tensor) -> Losses:
+    """numbers: total, distance, parts."""
+    total, distance, *parts = numbers
+    return replace(
+        losses, total=total, distance=distance,
+        parts=dict(zip(losses.parts, parts, strict=True)),
+    )  # fmt: skip
 
 
-def _copied(losses: Losses) -> Losses:
-    """Which the next replay does not write over."""
-    names = list(losses.parts)
-    total, distance, *parts = torch.stack(
-        [losses.total, losses.distance, *(losses.parts[name] for name in names)]
-    )
-    return Losses(
-        total=total,
-        parts=dict(zip(names, parts, strict=True)),
-        distance=distance,
-        z=losses.z.clone(),
-        codes=None if losses.codes is None else losses.codes.clone(),
-    )
+def _lasting(update: _Update, whole: bool) -> Losses:
+    """Losses whose numbers the next replay does not write over; nor, if `whole`, the rest."""
+    losses = _with_numbers(update.losses, update.numbers.clone())
+    if not whole:
+        return losses
+    codes = None if losses.codes is None else losses.codes.clone()
+    return replace(losses, z=losses.z.clone(), codes=codes)
 
 
 def of_all(team: Team, losses: Losses) -> Losses:

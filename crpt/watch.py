@@ -13,21 +13,21 @@ class FiniteWatch:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._updates = torch.zeros((), dtype=torch.int64, device=device)
-        self._first_bad = torch.zeros((), dtype=torch.int64, device=device)
+        # 0 as long as all losses were finite, then NaN for good: so few kernels do it.
+        self._trouble = torch.zeros((), device=device)
+        self._good = torch.zeros((), dtype=torch.int64, device=device)
 
     def restart(self, updates: int) -> None:
         """As after so many updates, all of them good."""
-        self._updates.fill_(updates)
-        self._first_bad.zero_()
+        self._trouble.zero_()
+        self._good.fill_(updates)
 
     @torch.no_grad()
     def observe(self, loss: Tensor) -> None:
         """The loss of the next update, a scalar."""
-        self._updates.add_(1)
-        first = ~loss.isfinite() & (self._first_bad == 0)
-        self._first_bad.add_(first * self._updates)
+        self._trouble.add_(loss * 0)
+        self._good.add_(self._trouble == 0)
 
     def first_bad(self) -> int | None:
         """The number of that update, counted from 1; None if there was none."""
-        return int(self._first_bad.item()) or None
+        return int(self._good.item()) + 1 if bool(self._trouble.isnan()) else None

@@ -1,7 +1,7 @@
 # The CPU kernels: each source compiled once per instruction-set level, the level picked at run time.
 
-set(CRPT_KERNELS sinkhorn row_normalize prototype_loss intrinsic_loss random_shift frame_stack
-    knn_distance transpose)
+set(CRPT_KERNELS sinkhorn row_normalize prototype_loss prototype_objective intrinsic_loss
+    random_shift frame_stack knn_distance transpose)
 list(TRANSFORM CRPT_KERNELS PREPEND ${CMAKE_CURRENT_LIST_DIR}/kernels/ OUTPUT_VARIABLE kernel_sources)
 list(TRANSFORM kernel_sources APPEND .cpp)
 

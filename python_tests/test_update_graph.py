@@ -89,34 +89,45 @@ def test_replayed_updates_are_those_that_are_written(buffer, batches):
     assert all(torch.equal(state[k], v) for k, v in plain.model.state_dict().items())
 
 
-def test_what_an_update_returned_outlasts_the_next_replay(buffer):
+@pytest.mark.parametrize("batches", ["alternate", "mixed"])
+def test_what_an_update_returned_lasts_as_long_as_a_round(buffer, batches):
     class InPlace(recorded.Emulated):
         """The same tensors each time, as in a graph."""
 
         def record(self, work):
+            held = {}
+
             def replay():
-                kept = graphs._results.get(("dot_red",))
                 work()
-                new = graphs._results[("dot_red",)]
-                if kept is not None:
-                    pairs = [(getattr(kept.losses, n), getattr(new.losses, n)) for n in
-                             ("total", "distance", "z", "codes")]  # fmt: skip
-                    for old, fresh in pairs:
-                        old.copy_(fresh)
-                    graphs._results[("dot_red",)] = kept
+                for key, new in graphs._results.items():
+                    old = held.setdefault(key, new)
+                    if new is not old:
+                        old.numbers.copy_(new.numbers)
+                        old.losses.z.copy_(new.losses.z)
+                        old.losses.codes.copy_(new.losses.codes)
+                        graphs._results[key] = old
 
             return replay
 
-    trainer = Trainer(small.PRETRAIN, buffer, seed=3, device=CPU)
+    trainer = Trainer(replace(small.PRETRAIN, batches=batches), buffer, seed=3, device=CPU)
     trainer.replay_updates(InPlace())
     graphs = trainer._graphs
     for _ in range(WARM_UP):
-        trainer.update(("dot_red",))
-    first = trainer.update(("dot_red",))
-    before = [first.total.clone(), first.z.clone(), first.codes.clone()]
-    second = trainer.update(("dot_red",))
-    assert not torch.equal(second.z, first.z)
-    assert all(map(torch.equal, before, [first.total, first.z, first.codes]))
+        for domains in trainer.batches():
+            trainer.update(domains)
+    kept, rounds = [], []
+    for _ in range(3):
+        losses = [trainer.update(domains) for domains in trainer.batches()]
+        rounds.append(losses)
+        kept.append([[x.clone() for x in (o.total, o.distance, o.z, o.codes)] for o in losses])
+        for loss, copies in zip(losses, kept[-1], strict=True):
+            assert torch.equal(loss.z, copies[2])
+            assert torch.equal(loss.codes, copies[3])
+    assert not torch.equal(kept[0][0][2], kept[0][1][2])
+    for losses, copies in zip(rounds, kept, strict=True):
+        for loss, (total, distance, *_) in zip(losses, copies, strict=True):
+            assert torch.equal(loss.total, total)
+            assert torch.equal(loss.distance, distance)
 
 
 def test_a_restored_state_is_recorded_anew(buffer):

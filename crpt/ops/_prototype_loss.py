@@ -2,10 +2,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from crpt.ops import arguments, checks
-from crpt.ops.autograd import call, differentiable_once, fake, gradient
+from crpt.ops.autograd import call, differentiable_once, fake, gradient, in_transform
 from crpt.ops.checks import compute_dtype
 
 
@@ -33,14 +34,33 @@ def prototype_loss(scores: Tensor, codes: Tensor, temperature: float = 0.1) -> T
     Source: L_comp of CRPTpro (arXiv 2302.05614), section 3.
     """
     scores, codes = arguments.pair(("scores", "codes"), scores, codes)
-    return call("prototype_loss", scores, codes, arguments.real("temperature", temperature))[0]
+    # On a CPU the gradient costs little in the same pass, and a pass of its own as much again.
+    of_scores = (
+        scores.device.type == "cpu"
+        and torch.is_grad_enabled()
+        and (scores.requires_grad or in_transform())
+    )
+    temperature = arguments.real("temperature", temperature)
+    return call("prototype_loss", scores, codes, temperature, of_scores)[0]
 
 
 @fake("prototype_loss")
-def _(scores: Tensor, codes: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def _(
+    scores: Tensor, codes: Tensor, temperature: float, of_scores: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     checks.prototype_loss(scores, codes, temperature)
-    compute = compute_dtype(scores.dtype)
-    return scores.new_empty(scores.shape[:-2]), scores.new_empty(scores.shape[:-1], dtype=compute)
+    compute, leading = compute_dtype(scores.dtype), scores.shape[:-2]
+    return (
+        scores.new_empty(leading),
+        scores.new_empty(scores.shape[:-1], dtype=compute),
+        scores.new_empty(scores.shape if of_scores else (*leading, 0), dtype=compute),
+    )
+
+
+@fake("prototype_loss_backward")
+def _(grad: Tensor, grad_scores: Tensor, scores: Tensor, codes: Tensor) -> Tensor:
+    checks.prototype_loss_backward(grad, grad_scores, scores, codes)
+    return scores.new_empty(scores.shape)
 
 
 @fake("prototype_loss_backward_scores")
@@ -55,28 +75,37 @@ def _(grad: Tensor, scores: Tensor, logsumexp: Tensor, temperature: float) -> Te
     return scores.new_empty(scores.shape)
 
 
-def _setup(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: tuple[Tensor, Tensor]) -> None:
-    scores, codes, ctx.temperature = inputs
-    ctx.save_for_backward(scores, codes if ctx.needs_input_grad[0] else None, output[1])
-    ctx.mark_non_differentiable(output[1])
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    scores, codes, ctx.temperature, ctx.known = inputs
+    _, logsumexp, grad_scores = output
+    of_scores, of_codes = ctx.needs_input_grad[:2]
+    ctx.save_for_backward(
+        scores,
+        codes if of_scores else None,
+        logsumexp if of_codes or not ctx.known else None,
+        grad_scores if ctx.known else None,
+    )
+    ctx.mark_non_differentiable(logsumexp, grad_scores)
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, Tensor | None, None]:
+def _backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
     if grad is None:
-        return None, None, None
-    scores, codes, logsumexp = ctx.saved_tensors
-    t = ctx.temperature
-    wants_scores, wants_codes = ctx.needs_input_grad[:2]
-    return (
-        call("prototype_loss_backward_scores", grad, scores, codes, logsumexp, t)
-        if wants_scores
-        else None,
-        call("prototype_loss_backward_codes", grad, scores, logsumexp, t) if wants_codes else None,
-        None,
-    )
+        return None, None, None, None
+    scores, codes, logsumexp, grad_scores = ctx.saved_tensors
+    of_scores, of_codes = ctx.needs_input_grad[:2]
+    t, for_scores, for_codes = ctx.temperature, None, None
+    if of_scores and ctx.known:
+        # The inputs go along only so that a second derivative is refused, not left out.
+        for_scores = call("prototype_loss_backward", grad, grad_scores, scores, codes)
+    elif of_scores:
+        for_scores = call("prototype_loss_backward_scores", grad, scores, codes, logsumexp, t)
+    if of_codes:
+        for_codes = call("prototype_loss_backward_codes", grad, scores, logsumexp, t)
+    return for_scores, for_codes, None, None
 
 
 gradient("prototype_loss", _backward, _setup)
+differentiable_once("prototype_loss_backward")
 differentiable_once("prototype_loss_backward_scores")
 differentiable_once("prototype_loss_backward_codes")

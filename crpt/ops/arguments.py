@@ -25,8 +25,9 @@ def tensor(name: str, value: object) -> None:
         if value.device.type == "cuda":
             hint = " (this installation of crpt has no CUDA kernels: see `python -m crpt.doctor`)"
         raise ValueError(f"{name} should be on {' or '.join(DEVICES)}, got {value.device}{hint}")
-    # torch would give an operator's result a tangent of zero, without a word.
-    if forward_ad.unpack_dual(value).tangent is not None:
+    # torch would give an operator's result a tangent of zero, without a word. Tangents live in
+    # levels, and there is almost never one.
+    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(value).tangent is not None:
         raise NotImplementedError(
             f"{name} should have no tangent: forward-mode derivatives are not supported"
         )

@@ -91,7 +91,11 @@ def call(name: str, *args: Any) -> Any:
     """
     if in_transform():
         return _FUNCTIONS[name].apply(*args)
-    return getattr(torch.ops.crpt, name)(*args)
+    operator = getattr(torch.ops.crpt, name)
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return operator(*args)
+    with _C._AutoDispatchBelowAutograd():  # nothing to do there, but a call of Python
+        return operator(*args)
 
 
 def in_transform() -> bool:

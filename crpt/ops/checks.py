@@ -78,6 +78,15 @@ def prototype_loss(scores: Tensor, codes: Tensor, temperature: float) -> None:
     _positive("temperature", temperature)
 
 
+def prototype_loss_backward(
+    grad: Tensor, grad_scores: Tensor, scores: Tensor, codes: Tensor
+) -> None:
+    prototype_loss(scores, codes, 1.0)
+    shape, dtype, device = scores.shape, scores.dtype, scores.device
+    _is("grad", grad, shape[:-2], dtype, device)
+    _is("grad_scores", grad_scores, shape, compute_dtype(dtype), device)
+
+
 def prototype_loss_backward_scores(
     grad: Tensor, scores: Tensor, codes: Tensor, logsumexp: Tensor, temperature: float
 ) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from crpt.ops import checks, cpu_memory
 from crpt.ops.checks import compute_dtype
 from crpt.ops.compiled import _cpu
-from crpt.ops.gemm import matmul, scaled
+from crpt.ops.gemm import add_matmul, matmul, scaled
 from crpt.ops.layout import pixel_planes
 from crpt.ops.schemas import LIBRARY
 
@@ -87,17 +87,32 @@ def _row_normalize_backward(grad_unit: Tensor, unit: Tensor, norm: Tensor) -> Te
 
 
 @_impl("prototype_loss")
-def prototype_loss_cpu(scores: Tensor, codes: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def prototype_loss_cpu(
+    scores: Tensor, codes: Tensor, temperature: float, of_scores: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     checks.prototype_loss(scores, codes, temperature)
     scores, codes = scores.contiguous(), codes.contiguous()  # [..., B, M]
-    loss = scores.new_empty(scores.shape[:-2])
-    logsumexp = torch.empty(scores.shape[:-1], dtype=compute_dtype(scores.dtype))
-    b, m = scores.shape[-2:]
+    compute, (*leading, b, m) = compute_dtype(scores.dtype), scores.shape
+    loss = scores.new_empty(leading)
+    logsumexp = scores.new_empty((*leading, b), dtype=compute)
+    grad_scores = cpu_memory.new_empty(
+        scores, scores.shape if of_scores else (*leading, 0), compute
+    )
     _cpu.prototype_loss(
         scores.data_ptr(), codes.data_ptr(), loss.data_ptr(), logsumexp.data_ptr(),
-        _DTYPE[scores.dtype], loss.numel(), b, m, temperature, torch.get_num_threads(),
+        grad_scores.data_ptr() if of_scores else 0, _DTYPE[scores.dtype], loss.numel(), b, m,
+        temperature, torch.get_num_threads(),
     )  # fmt: skip
-    return loss, logsumexp
+    return loss, logsumexp, grad_scores
+
+
+@_impl("prototype_loss_backward")
+def prototype_loss_backward_cpu(
+    grad: Tensor, grad_scores: Tensor, scores: Tensor, codes: Tensor
+) -> Tensor:
+    checks.prototype_loss_backward(grad, grad_scores, scores, codes)
+    out = cpu_memory.new_empty(scores, scores.shape)
+    return torch.mul(grad_scores, grad[..., None, None], out=out)
 
 
 def _prototype_loss_backward(
@@ -165,28 +180,39 @@ def prototype_objective_cpu(
 ) -> tuple[Tensor, ...]:
     checks.prototype_objective(embeddings, prototypes, codes, temperature, intrinsic_weight, offset)
     dtype, compute = embeddings.dtype, compute_dtype(embeddings.dtype)
-    unit, norm = _row_normalize(embeddings)
-    c, codes = prototypes.to(compute), codes.to(compute).contiguous()
-    scores = matmul(unit, c.mT).contiguous()  # [..., B, M]
-    comparison = scores.new_empty(scores.shape[:-2])
-    b, m = scores.shape[-2:]
-    _cpu.prototype_loss_gradient(
-        scores.data_ptr(), codes.data_ptr(), comparison.data_ptr(), _DTYPE[compute],
-        comparison.numel(), b, m, temperature, torch.get_num_threads(),
+    (*leading, b, d), m = embeddings.shape, prototypes.shape[-2]
+    embeddings, prototypes = embeddings.contiguous(), prototypes.contiguous()
+    codes = codes.to(compute).contiguous()
+    rows = embeddings.new_empty((*leading, b + m, d), dtype=compute)
+    norm = embeddings.new_empty((*leading, b), dtype=compute)
+    threads = torch.get_num_threads()
+    _cpu.prototype_objective_rows(
+        embeddings.data_ptr(), prototypes.data_ptr(), rows.data_ptr(), norm.data_ptr(),
+        _DTYPE[dtype], norm.numel() // b, b, m, d, threads,
     )  # fmt: skip
-    grad_scores = scores  # the kernel has written it over them
-    intrinsic, weights = intrinsic_loss_cpu(c, offset)
-    grad_embeddings = scores.new_empty((*comparison.shape, 0))
-    grad_prototypes = scores.new_empty((*comparison.shape, 0))
-    if of_embeddings:
-        grad_embeddings = _row_normalize_backward(matmul(grad_scores, c), unit, norm)
-    if of_prototypes:
-        grad_prototypes = matmul(grad_scores.mT, unit)
-        grad_prototypes.add_(matmul(weights, c), alpha=intrinsic_weight)
-    loss = torch.add(comparison, intrinsic, alpha=intrinsic_weight)
+    s, c = rows.split((b, m), -2)
+    products = matmul(rows, c.mT).contiguous()  # [..., B + M, M]: s C^T, and below it C C^T
+    loss, comparison, intrinsic = (embeddings.new_empty(leading) for _ in range(3))
+    _cpu.prototype_objective(
+        products.data_ptr(), codes.data_ptr(), loss.data_ptr(), comparison.data_ptr(),
+        intrinsic.data_ptr(), _DTYPE[dtype], loss.numel(), b, m, temperature, intrinsic_weight,
+        offset, threads,
+    )  # fmt: skip
+    # The kernel has written gradients over the products, those of C C^T times w.
+    grad_scores, weights = products.split((b, m), -2)
+    if of_embeddings and of_prototypes:
+        grad_rows, from_weights = matmul(products, c).split((b, m), -2)
+    else:
+        grad_rows = matmul(grad_scores, c) if of_embeddings else None
+        from_weights = matmul(weights, c) if of_prototypes else None
+    none = (*leading, 0)
     return (
-        loss.to(dtype), comparison.to(dtype), intrinsic.to(dtype), grad_embeddings, grad_prototypes
-    )  # fmt: skip
+        loss,
+        comparison,
+        intrinsic,
+        c.new_empty(none) if grad_rows is None else _row_normalize_backward(grad_rows, s, norm),
+        c.new_empty(none) if from_weights is None else add_matmul(from_weights, grad_scores.mT, s),
+    )
 
 
 @_impl("prototype_objective_backward")

@@ -134,7 +134,9 @@ def prototype_similarity_backward_cuda(
 
 
 @_impl("prototype_loss")
-def prototype_loss_cuda(scores: Tensor, codes: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def prototype_loss_cuda(
+    scores: Tensor, codes: Tensor, temperature: float, of_scores: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     checks.prototype_loss(scores, codes, temperature)
     scores, codes = scores.contiguous(), codes.contiguous()  # [..., B, M]
     loss = scores.new_empty(scores.shape[:-2])
@@ -146,7 +148,21 @@ def prototype_loss_cuda(scores: Tensor, codes: Tensor, temperature: float) -> tu
         device, _DTYPE[scores.dtype], scores.data_ptr(), codes.data_ptr(), loss.data_ptr(),
         logsumexp.data_ptr(), row_loss.data_ptr(), loss.numel(), b, m, temperature, stream,
     )  # fmt: skip
-    return loss, logsumexp
+    grad_scores = logsumexp.new_empty((*loss.shape, 0))
+    if of_scores:
+        grad_scores = prototype_loss_backward_scores_cuda(
+            torch.ones_like(loss, dtype=logsumexp.dtype), scores.to(logsumexp.dtype),
+            codes.to(logsumexp.dtype), logsumexp, temperature,
+        )  # fmt: skip
+    return loss, logsumexp, grad_scores
+
+
+@_impl("prototype_loss_backward")
+def prototype_loss_backward_cuda(
+    grad: Tensor, grad_scores: Tensor, scores: Tensor, codes: Tensor
+) -> Tensor:
+    checks.prototype_loss_backward(grad, grad_scores, scores, codes)
+    return scaled(grad, grad_scores)
 
 
 @_impl("prototype_loss_backward_scores")
@@ -222,7 +238,7 @@ def prototype_objective_cuda(
     unit, norm = _row_normalize(embeddings)
     c, codes = prototypes.to(compute), codes.to(compute)
     scores = matmul(unit, c.mT)  # [..., B, M]
-    comparison, logsumexp = prototype_loss_cuda(scores, codes, temperature)
+    comparison, logsumexp, _ = prototype_loss_cuda(scores, codes, temperature, False)
     intrinsic, weights = intrinsic_loss_cuda(c, offset)
     grad_embeddings = scores.new_empty((*comparison.shape, 0))
     grad_prototypes = scores.new_empty((*comparison.shape, 0))

@@ -21,26 +21,37 @@ _WORTH_A_CALL = 1 << 21
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:
     """a @ b, also where autocast would have lowered the precision. For real tensors only."""
-    device = a.device.type
-    if device == "cpu" and a.dtype == torch.float32 and ONEDNN and _is_large(a, b):
+    if _by_onednn(a, b):
         return _onednn(a, b)
+    device = a.device.type
     if torch.is_autocast_enabled(device):
         with torch.autocast(device, enabled=False):
             return torch.matmul(a, b)
     return torch.matmul(a, b)
 
 
+def add_matmul(addend: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """addend + a @ b, of the same leading dimensions."""
+    if a.dim() == 2 and _by_onednn(a, b):
+        return _linear_plus(_by_rows(a), _strided(b.mT), addend.contiguous())
+    return matmul(a, b).add_(addend)
+
+
 def scaled(grad: Tensor, gradient: Tensor) -> Tensor:
     """grad [...] times gradient [..., R, D], in the dtype of grad; an empty one stays empty."""
     if gradient.dim() < grad.dim() + 2:
         return gradient.new_empty(gradient.shape, dtype=grad.dtype)
-    return (gradient.contiguous() * grad[..., None, None]).to(grad.dtype)
+    scale = grad if grad.dim() == 0 else grad[..., None, None]
+    return (gradient.contiguous() * scale).to(grad.dtype)
 
 
-def _is_large(a: Tensor, b: Tensor) -> bool:
-    """Whether each matrix of the batch is worth a call of its own."""
+def _by_onednn(a: Tensor, b: Tensor) -> bool:
+    """Whether it takes this product, and each matrix of the batch is worth a call of its own."""
     return (
-        a.shape[-2] * a.shape[-1] * b.shape[-1] >= _WORTH_A_CALL
+        ONEDNN
+        and a.dtype == torch.float32
+        and a.device.type == "cpu"
+        and a.shape[-2] * a.shape[-1] * b.shape[-1] >= _WORTH_A_CALL
         and a.numel() > 0
         and b.numel() > 0
         and bool(torch.backends.mkldnn.enabled)
@@ -60,6 +71,11 @@ def _onednn(a: Tensor, b: Tensor) -> Tensor:
 def _linear(rows: Tensor, weight: Tensor) -> Tensor:
     """rows @ weight.T, [..., K] and [N, K] -> [..., N]: what torch.compile's linear layers call."""
     return torch.ops.mkldnn._linear_pointwise.default(rows, weight, None, "none", [], "")
+
+
+def _linear_plus(rows: Tensor, weight: Tensor, addend: Tensor) -> Tensor:
+    """rows @ weight.T + addend [..., N], added while the product is still in registers."""
+    return torch.ops.mkldnn._linear_pointwise.binary(rows, addend, weight, None, "add")
 
 
 def _strided(x: Tensor) -> Tensor:
@@ -83,14 +99,17 @@ def _by_rows(x: Tensor) -> Tensor:
 
 
 def _works() -> bool:
-    """Whether torch has that product, with the signature and the result that it has today."""
+    """Whether torch has these products, with the signatures and results that they have today."""
     if not torch.backends.mkldnn.is_available():
         return False
     # Named, since whoever imports this may have other defaults.
     kind: Any = {"dtype": torch.float32, "device": "cpu"}
     a, b = torch.arange(6, **kind).view(2, 3), torch.arange(12, **kind).view(3, 4)
     try:
-        return torch.equal(_linear(a, b.mT), a @ b)
+        product, addend = a @ b, torch.ones(2, 4, **kind)
+        return torch.equal(_linear(a, b.mT), product) and torch.equal(
+            _linear_plus(a, b.mT, addend), product + addend
+        )
     except (AttributeError, RuntimeError, TypeError):
         return False
 

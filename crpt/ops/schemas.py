@@ -9,8 +9,11 @@ prototype_similarity  -> similarity [..., B, M]; in compute: unit rows [..., B, 
                          their lengths [..., B] and [..., M]
       _backward       -> in compute, the gradient of the rows that `unit` and `norm` came from; for
                          the prototypes pass the transposed gradient and the embeddings as `other`
-prototype_loss        -> loss [...]; row logsumexp of (scores - the row's largest) / temperature
-                         [..., B] in compute
+prototype_loss        -> loss [...]; in compute, row logsumexp of (scores - the row's largest) /
+                         temperature [..., B], and the gradient for the scores [..., B, M], or
+                         [..., 0] where not asked for
+      _backward       -> grad times the latter, in the dtype of the scores
+      _backward_scores, _backward_codes -> the gradients from the logsumexp
 prototype_objective   -> loss, its comparison and its intrinsic part [...]; in compute, gradients of
                          the loss for the embeddings [..., B, D] and the prototypes [..., M, D],
                          [..., 0] where not asked for
@@ -33,7 +36,10 @@ SCHEMAS = (
     "prototype_similarity("
     "Tensor embeddings, Tensor prototypes) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     "prototype_similarity_backward(Tensor grad, Tensor unit, Tensor norm, Tensor other) -> Tensor",
-    "prototype_loss(Tensor scores, Tensor codes, float temperature) -> (Tensor, Tensor)",
+    "prototype_loss(Tensor scores, Tensor codes, float temperature, bool of_scores"
+    ") -> (Tensor, Tensor, Tensor)",
+    "prototype_loss_backward("
+    "Tensor grad, Tensor grad_scores, Tensor scores, Tensor codes) -> Tensor",
     "prototype_loss_backward_scores("
     "Tensor grad, Tensor scores, Tensor codes, Tensor logsumexp, float temperature) -> Tensor",
     "prototype_loss_backward_codes("

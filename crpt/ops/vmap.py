@@ -105,6 +105,7 @@ _RULES: dict[str, Rule] = {
     "prototype_similarity": _similarity,
     "prototype_similarity_backward": _similarity_backward,
     "prototype_loss": _leading("prototype_loss"),
+    "prototype_loss_backward": _leading("prototype_loss_backward"),
     "prototype_loss_backward_scores": _leading("prototype_loss_backward_scores"),
     "prototype_loss_backward_codes": _leading("prototype_loss_backward_codes"),
     "prototype_objective": _leading("prototype_objective"),

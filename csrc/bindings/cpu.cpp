@@ -17,6 +17,7 @@
 #include "kernels/knn_distance.h"
 #include "kernels/page_pool.h"
 #include "kernels/prototype_loss.h"
+#include "kernels/prototype_objective.h"
 #include "kernels/random_shift.h"
 #include "kernels/row_normalize.h"
 #include "kernels/sinkhorn.h"
@@ -82,14 +83,15 @@ void row_normalize_backward(Address grad, Address unit, Address norm, Address gr
                                 .threads = threads});
 }
 
-void prototype_loss(Address scores, Address codes, Address loss, Address logsumexp, int dtype,
-                    int64_t problems, int64_t samples, int64_t prototypes, double temperature,
-                    int threads) {
+void prototype_loss(Address scores, Address codes, Address loss, Address logsumexp,
+                    Address gradient, int dtype, int64_t problems, int64_t samples,
+                    int64_t prototypes, double temperature, int threads) {
   py::gil_scoped_release nogil;
   crpt::prototype_loss({.scores = at(scores),
                         .codes = at(codes),
                         .loss = at(loss),
                         .logsumexp = at(logsumexp),
+                        .gradient = at(gradient),
                         .dtype = DType(dtype),
                         .problems = problems,
                         .samples = samples,
@@ -98,19 +100,40 @@ void prototype_loss(Address scores, Address codes, Address loss, Address logsume
                         .threads = threads});
 }
 
-void prototype_loss_gradient(Address scores, Address codes, Address loss, int dtype,
-                             int64_t problems, int64_t samples, int64_t prototypes,
-                             double temperature, int threads) {
+void prototype_objective_rows(Address embeddings, Address prototypes, Address rows, Address norm,
+                              int dtype, int64_t problems, int64_t samples, int64_t count,
+                              int64_t dim, int threads) {
   py::gil_scoped_release nogil;
-  crpt::prototype_loss_gradient({.scores = at(scores),
-                                 .codes = at(codes),
-                                 .loss = at(loss),
-                                 .dtype = DType(dtype),
-                                 .problems = problems,
-                                 .samples = samples,
-                                 .prototypes = prototypes,
-                                 .temperature = temperature,
-                                 .threads = threads});
+  crpt::prototype_objective_rows({.embeddings = at(embeddings),
+                                  .prototypes = at(prototypes),
+                                  .rows = at(rows),
+                                  .norm = at(norm),
+                                  .dtype = DType(dtype),
+                                  .problems = problems,
+                                  .samples = samples,
+                                  .count = count,
+                                  .dim = dim,
+                                  .threads = threads});
+}
+
+void prototype_objective(Address products, Address codes, Address loss, Address comparison,
+                         Address intrinsic, int dtype, int64_t problems, int64_t samples,
+                         int64_t prototypes, double temperature, double intrinsic_weight,
+                         double offset, int threads) {
+  py::gil_scoped_release nogil;
+  crpt::prototype_objective({.products = at(products),
+                             .codes = at(codes),
+                             .loss = at(loss),
+                             .comparison = at(comparison),
+                             .intrinsic = at(intrinsic),
+                             .dtype = DType(dtype),
+                             .problems = problems,
+                             .samples = samples,
+                             .prototypes = prototypes,
+                             .temperature = temperature,
+                             .intrinsic_weight = intrinsic_weight,
+                             .offset = offset,
+                             .threads = threads});
 }
 
 void prototype_loss_backward(Address grad, Address scores, Address codes, Address logsumexp,
@@ -308,7 +331,8 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("row_normalize", &row_normalize);
   module.def("row_normalize_backward", &row_normalize_backward);
   module.def("prototype_loss", &prototype_loss);
-  module.def("prototype_loss_gradient", &prototype_loss_gradient);
+  module.def("prototype_objective_rows", &prototype_objective_rows);
+  module.def("prototype_objective", &prototype_objective);
   module.def("prototype_loss_backward", &prototype_loss_backward);
   module.def("intrinsic_loss", &intrinsic_loss);
   module.def("random_shift", &random_shift);

@@ -118,7 +118,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
   auto* stages = reinterpret_cast<std::byte*>(places + kMostPixels);
   const int tile_width = bands.width + 2, of_grad = grad_bytes(bands);
   const int of_stage = of_grad + (bands.rows + 2) * tile_width * 64;
-  const auto copy = [&](int stage, int64_t number) {
+  const auto copy = [&](int stage, int number) {
     const ConvTile tile(bands, number);
     std::byte* to = stages + stage * of_stage;
     copy_grad(to, grad, bands, tile);
@@ -126,13 +126,14 @@ __global__ void __launch_bounds__(kBackwardThreads, 1)
     const int packs = (tile.rows + 2) * tile_width * 4;
     copy_run(to + of_grad, in + row * tile_width * 32, packs, packs);
   };
-  int64_t number = blockIdx.x;
+  int number = static_cast<int>(blockIdx.x);
+  const int step = static_cast<int>(gridDim.x);
   if (number < bands.tiles) copy(0, number);
   end_group_of_copies();
   place_pixels(places, bands, tile_width, 1);
   Sums<Wide> sums;
-  for (int stage = 0; number < bands.tiles; number += gridDim.x, stage ^= 1) {
-    const int64_t next = number + gridDim.x;
+  for (int stage = 0; number < bands.tiles; number += step, stage ^= 1) {
+    const int next = number + step;
     if (next < bands.tiles) copy(stage ^ 1, next);
     end_group_of_copies();
     wait_for_copies<1>();
@@ -155,7 +156,8 @@ __global__ void __launch_bounds__(kBackwardThreads, 2)
   auto* pixels = of_grad + grad_bytes(bands);
   place_pixels(places, bands, in_width, 2);
   Sums<Narrow> sums;
-  for (int64_t number = blockIdx.x; number < bands.tiles; number += gridDim.x) {
+  for (int number = static_cast<int>(blockIdx.x); number < bands.tiles;
+       number += static_cast<int>(gridDim.x)) {
     const ConvTile tile(bands, number);
     copy_grad(of_grad, grad, bands, tile);
     end_group_of_copies();

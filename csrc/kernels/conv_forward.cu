@@ -159,23 +159,38 @@ __device__ inline void load_bias(float (&bias)[8], const float* from) {
 }
 
 // The tile under a band: its rows and two more, two more columns; with kBackward two of zeros on
-// every side of the image.
+// every side of the image, those at the left and at the right once for all by clear_sides.
 template <bool kBackward>
-__device__ void copy_tile(std::byte* to, const bf16* in, const ConvBands& bands, int64_t number) {
+__device__ void copy_tile(std::byte* to, const bf16* in, const ConvBands& bands, int number) {
   const ConvTile tile(bands, number);
-  constexpr int kPad = kBackward ? 2 : 0;
-  const int height = bands.height + 2 - 2 * kPad, width = bands.width + 2 - 2 * kPad;
+  const int tile_width = bands.width + 2;
+  if constexpr (!kBackward) {
+    const int64_t row = tile.image * (bands.height + 2) + tile.first;
+    const int packs = (tile.rows + 2) * tile_width * 4;
+    copy_run(to, in + row * tile_width * 32, packs, packs);
+    return;
+  }
+  const int height = bands.height - 2, width = bands.width - 2;
   const bf16* image = in + tile.image * height * width * 32;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   for (int row = warp; row < tile.rows + 2; row += kWarps) {
-    const int y = tile.first + row - kPad;
-    for (int i = lane; i < (bands.width + 2) * 4; i += kWarp) {
-      const int x = (i >> 2) - kPad;
-      const bool inside = 0 <= y && y < height && 0 <= x && x < width;
-      const bf16* from = image + (inside ? (y * width + x) * 32 + (i & 3) * 8 : 0);
-      copy_pack(to + Wide::offset(row * (bands.width + 2) + (i >> 2), i & 3), from, inside);
+    const int y = tile.first + row - 2, pixel = row * tile_width + 2;
+    const bool inside = 0 <= y && y < height;
+    const bf16* from = image + (inside ? y * width * 32 : 0);
+#pragma unroll 4
+    for (int i = lane; i < width * 4; i += kWarp) {
+      copy_pack(to + Wide::offset(pixel + (i >> 2), i & 3), from + i * 8, inside);
     }
+  }
+}
+
+// Zeros where no band has a pixel: two columns on either side of the rows of a tile.
+__device__ inline void clear_sides(std::byte* tile, const ConvBands& bands) {
+  for (int i = static_cast<int>(threadIdx.x); i < (bands.rows + 2) * 16; i += kThreads) {
+    const int column = i / 4 % 4, x = column < 2 ? column : bands.width - 2 + column;
+    const int pixel = i / 16 * (bands.width + 2) + x;
+    *reinterpret_cast<uint4*>(tile + Wide::offset(pixel, i % 4)) = uint4{0, 0, 0, 0};
   }
 }
 
@@ -192,16 +207,21 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int tile_bytes = (bands.rows + 2) * (bands.width + 2) * 64;
   const int warp_first = static_cast<int>(threadIdx.x) / kWarp * kBlockPixels;
 
-  int64_t number = blockIdx.x;
+  int number = static_cast<int>(blockIdx.x);
+  const int step = static_cast<int>(gridDim.x);
   if (number < bands.tiles) copy_tile<kBackward>(tiles, in, bands, number);
   end_group_of_copies();
+  if (kBackward) {
+    clear_sides(tiles, bands);
+    clear_sides(tiles + tile_bytes, bands);
+  }
   pack_weights<Wide, kBackward>(packs, weights, Wide::kChannels, 1.0F);
   place_pixels(places, bands, bands.width + 2, 1);
   float own_bias[8] = {};
   if (!kBackward) load_bias(own_bias, bias);
 
-  for (int stage = 0; number < bands.tiles; number += gridDim.x, stage ^= 1) {
-    const int64_t next = number + gridDim.x;
+  for (int stage = 0; number < bands.tiles; number += step, stage ^= 1) {
+    const int next = number + step;
     if (next < bands.tiles) {
       copy_tile<kBackward>(tiles + (stage ^ 1) * tile_bytes, in, bands, next);
     }
@@ -237,7 +257,8 @@ __global__ void __launch_bounds__(kThreads, 2)
   float own_bias[8];
   load_bias(own_bias, bias);
 
-  for (int64_t number = blockIdx.x; number < bands.tiles; number += gridDim.x) {
+  for (int number = static_cast<int>(blockIdx.x); number < bands.tiles;
+       number += static_cast<int>(gridDim.x)) {
     const ConvTile tile(bands, number);
     read_pixels(pixels, images + tile.image * channels * in_height * in_width, channels, in_height,
                 in_width, 2 * tile.first, 2 * tile.rows + 1);

@@ -9,6 +9,8 @@ namespace crpt::cuda {
 template <class Kernel, class Bytes>
 cudaError_t plan_bands(Kernel* kernel, int64_t batch, int64_t height, int64_t width, Bytes bytes_of,
                        ConvBands* bands, std::size_t* shared) {
+  // Tiles, and what is added to their numbers, are counted in 32 bits.
+  if (batch * height >= int64_t{1} << 30) return cudaErrorInvalidValue;
   int device = 0, room = 0;
   cudaError_t error = cudaGetDevice(&device);
   if (error == cudaSuccess) {

@@ -13,7 +13,7 @@ constexpr int kMostPixels = static_cast<int>(kLongestConvRow);  // of a band
 // equal heights as can be. Tile t is band t % bands of image t / bands.
 struct ConvBands {
   int height, width, rows, bands;
-  int64_t tiles;
+  int tiles;
 
   ConvBands(int64_t batch, int64_t result_height, int64_t result_width, int64_t most_rows)
       : height(static_cast<int>(result_height)), width(static_cast<int>(result_width)) {
@@ -23,7 +23,7 @@ struct ConvBands {
     bands = static_cast<int>(ceil_div(result_height, most));
     rows = static_cast<int>(ceil_div(result_height, bands));
     bands = static_cast<int>(ceil_div(result_height, rows));
-    tiles = batch * bands;
+    tiles = static_cast<int>(batch * bands);
   }
 };
 
@@ -31,8 +31,11 @@ struct ConvTile {
   int64_t image;
   int first, rows, pixels;  // of the result
 
-  __device__ ConvTile(const ConvBands& bands, int64_t tile)
-      : image(tile / bands.bands), first(static_cast<int>(tile % bands.bands) * bands.rows) {
+  __device__ ConvTile(const ConvBands& bands, int tile) {
+    // Of 32 bits: a division of 64 takes as long as a tenth of the tile.
+    const unsigned of = static_cast<unsigned>(tile) / static_cast<unsigned>(bands.bands);
+    image = of;
+    first = (tile - static_cast<int>(of) * bands.bands) * bands.rows;
     rows = bands.height - first < bands.rows ? bands.height - first : bands.rows;
     pixels = rows * bands.width;
   }
@@ -66,6 +69,7 @@ __device__ inline void place_pixels(int* places, const ConvBands& bands, int til
 
 // Pixels of a contiguous run, then zeros: `count` packs of four to a pixel, `valid` of them read.
 __device__ inline void copy_run(std::byte* tile, const bf16* from, int valid, int count) {
+#pragma unroll 4
   for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x)) {
     const bool inside = i < valid;
     copy_pack(tile + Wide::offset(i >> 2, i & 3), from + (inside ? i * 8 : 0), inside);

@@ -15,6 +15,7 @@
 #include "kernels/intrinsic_loss.h"
 #include "kernels/knn_distance.h"
 #include "kernels/prototype_loss.h"
+#include "kernels/prototype_objective.h"
 #include "kernels/random_shift.h"
 #include "kernels/row_normalize.h"
 #include "kernels/sinkhorn.h"
@@ -133,8 +134,9 @@ CRPT_DISPATCH(void, sinkhorn, SinkhornArgs)
 CRPT_DISPATCH(void, row_normalize, RowNormalizeArgs)
 CRPT_DISPATCH(void, row_normalize_backward, RowNormalizeBackwardArgs)
 CRPT_DISPATCH(void, prototype_loss, PrototypeLossArgs)
-CRPT_DISPATCH(void, prototype_loss_gradient, PrototypeLossGradientArgs)
 CRPT_DISPATCH(void, prototype_loss_backward, PrototypeLossBackwardArgs)
+CRPT_DISPATCH(void, prototype_objective_rows, PrototypeObjectiveRowsArgs)
+CRPT_DISPATCH(void, prototype_objective, PrototypeObjectiveArgs)
 CRPT_DISPATCH(void, intrinsic_loss, IntrinsicLossArgs)
 CRPT_DISPATCH(BadValue, random_shift, RandomShiftArgs)
 CRPT_DISPATCH(BadValue, random_shift_backward, RandomShiftBackwardArgs)

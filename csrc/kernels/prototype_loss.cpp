@@ -1,48 +1,9 @@
 #include "kernels/prototype_loss.h"
 
-#include "kernels/parallel.h"
-#include "kernels/simd_math.h"
+#include "kernels/loss_rows.h"
 
 namespace crpt::CRPT_ISA {
 namespace {
-
-template <typename A>
-struct RowLoss {
-  double loss;
-  A logsumexp;
-};
-
-struct RowSums {
-  double exp = 0, weighted = 0, mass = 0;  // sums over m of exp(x), q x and q
-};
-
-template <typename T, typename A>
-inline void add_block(const T* scores, const T* codes, int64_t n, A high, A inverse,
-                      RowSums& total) {
-  A exp = 0, weighted = 0, mass = 0;
-#pragma omp simd reduction(+ : exp, weighted, mass)
-  for (int64_t i = 0; i < n; ++i) {
-    const A x = (widen(scores[i]) - high) * inverse, q = widen(codes[i]);
-    exp += exp_of(x);
-    weighted += q * x;
-    mass += q;
-  }
-  total.exp += exp;
-  total.weighted += weighted;
-  total.mass += mass;
-}
-
-// Relative to the row's maximum, so that scores with a large common offset lose nothing.
-template <typename T, typename A>
-inline RowLoss<A> row_loss(const T* scores, const T* codes, int64_t M, A inverse) {
-  const A high = row_max(scores, M);
-  RowSums sums;
-  for (int64_t m = 0; m < M; m += kSumBlock) {
-    add_block(scores + m, codes + m, M - m < kSumBlock ? M - m : kSumBlock, high, inverse, sums);
-  }
-  const double log_sum = log_of(sums.exp);
-  return {log_sum * sums.mass - sums.weighted, static_cast<A>(log_sum)};
-}
 
 // p = exp((scores - high) / T - logsumexp), whose sum is 1 but for rounding. The product is 0 where
 // the score is the largest, whatever its size and whether or not a fused multiply-add rounds it.
@@ -59,12 +20,6 @@ inline void softmax_block(const T* scores, const T* codes, A high, A inverse, A 
   }
   total.exp += exp;
   total.mass += mass;
-}
-
-template <typename T, typename A>
-inline void write_grad_scores(const A* p, const T* codes, A mass, A factor, T* grad, int64_t M) {
-#pragma omp simd
-  for (int64_t m = 0; m < M; ++m) narrow((p[m] * mass - widen(codes[m])) * factor, &grad[m]);
 }
 
 // `p` holds M values and may be `grad`. Dividing by its sum takes the rounding of logsumexp out
@@ -90,35 +45,6 @@ inline void row_grad_codes(const T* scores, int64_t M, A inverse, A logsumexp, A
   }
 }
 
-// add_block for one type, with exp(x) written over the scores.
-template <typename A>
-inline void exp_block(A* scores, const A* codes, int64_t n, A high, A inverse, RowSums& total) {
-  A exp = 0, weighted = 0, mass = 0;
-#pragma omp simd reduction(+ : exp, weighted, mass)
-  for (int64_t i = 0; i < n; ++i) {
-    const A x = (scores[i] - high) * inverse, e = exp_of(x);
-    scores[i] = e;
-    exp += e;
-    weighted += codes[i] * x;
-    mass += codes[i];
-  }
-  total.exp += exp;
-  total.weighted += weighted;
-  total.mass += mass;
-}
-
-// Returns the row's loss, and leaves its gradient in the place of the scores.
-template <typename A>
-inline double row_loss_and_grad(A* scores, const A* codes, int64_t M, A inverse, A factor) {
-  const A high = row_max(scores, M);
-  RowSums sums;
-  for (int64_t m = 0; m < M; m += kSumBlock) {
-    exp_block(scores + m, codes + m, M - m < kSumBlock ? M - m : kSumBlock, high, inverse, sums);
-  }
-  write_grad_scores(scores, codes, static_cast<A>(sums.mass / sums.exp), factor, scores, M);
-  return __builtin_log(sums.exp) * sums.mass - sums.weighted;
-}
-
 template <typename T>
 void mean_losses(const double* losses, int64_t problems, int64_t samples, T* out) {
   for (int64_t i = 0; i < problems; ++i) {
@@ -133,28 +59,19 @@ void forward(const PrototypeLossArgs& args) {
   using A = Compute<T>;
   const int64_t M = args.prototypes, rows = args.problems * args.samples;
   const A inverse = A(1) / static_cast<A>(args.temperature);
+  const A factor = inverse / static_cast<A>(args.samples);
   const Scratch<double> losses(rows);
   parallel_for(rows, team_size(args.threads, rows * M), [&](int64_t b) {
-    const RowLoss<A> row = row_loss(static_cast<const T*>(args.scores) + b * M,
-                                    static_cast<const T*>(args.codes) + b * M, M, inverse);
+    const T* scores = static_cast<const T*>(args.scores) + b * M;
+    const T* codes = static_cast<const T*>(args.codes) + b * M;
+    A* gradient = static_cast<A*>(args.gradient);
+    const RowLoss<A> row = gradient == nullptr ? row_loss(scores, codes, M, inverse)
+                                               : row_loss_and_grad(scores, codes, M, inverse,
+                                                                   factor, gradient + b * M);
     losses.get()[b] = row.loss;
     static_cast<A*>(args.logsumexp)[b] = row.logsumexp;
   });
   mean_losses(losses.get(), args.problems, args.samples, static_cast<T*>(args.loss));
-}
-
-template <typename A>
-void forward_with_gradient(const PrototypeLossGradientArgs& args) {
-  const int64_t M = args.prototypes, rows = args.problems * args.samples;
-  const A inverse = A(1) / static_cast<A>(args.temperature);
-  const A factor = inverse / static_cast<A>(args.samples);
-  const Scratch<double> losses(rows);
-  parallel_for(rows, team_size(args.threads, rows * M), [&](int64_t b) {
-    losses.get()[b] =
-        row_loss_and_grad(static_cast<A*>(args.scores) + b * M,
-                          static_cast<const A*>(args.codes) + b * M, M, inverse, factor);
-  });
-  mean_losses(losses.get(), args.problems, args.samples, static_cast<A*>(args.loss));
 }
 
 template <typename T>
@@ -187,11 +104,6 @@ void backward(const PrototypeLossBackwardArgs& args) {
 
 void prototype_loss(const PrototypeLossArgs& args) {
   with_type(args.dtype, [&]<typename T>(T) { forward<T>(args); });
-}
-
-void prototype_loss_gradient(const PrototypeLossGradientArgs& args) {
-  args.dtype == DType::f64 ? forward_with_gradient<double>(args)
-                           : forward_with_gradient<float>(args);
 }
 
 void prototype_loss_backward(const PrototypeLossBackwardArgs& args) {

@@ -17,6 +17,8 @@ struct PrototypeLossArgs {
   const void* codes;   // [problems, B, M]
   void* loss;          // [problems]
   void* logsumexp;     // [problems, B] in compute type: of (scores - the row's largest) / T
+  void* gradient;  // [problems, B, M] in compute type: of the loss for the scores, from the same
+                   // pass over them; null: not wanted
   DType dtype;
   int64_t problems, samples, prototypes;
   double temperature;
@@ -36,20 +38,7 @@ struct PrototypeLossBackwardArgs {
   int threads;
 };
 
-// The loss, and in one pass over the scores its gradient for them, when it is known beforehand that
-// it will be asked for.
-struct PrototypeLossGradientArgs {
-  void* scores;       // [problems, B, M]: the scores on entry, their gradient on return
-  const void* codes;  // [problems, B, M]
-  void* loss;         // [problems]
-  DType dtype;        // the compute type: f32 or f64
-  int64_t problems, samples, prototypes;
-  double temperature;
-  int threads;
-};
-
 CRPT_KERNEL(void, prototype_loss, PrototypeLossArgs)
-CRPT_KERNEL(void, prototype_loss_gradient, PrototypeLossGradientArgs)
 CRPT_KERNEL(void, prototype_loss_backward, PrototypeLossBackwardArgs)
 
 }  // namespace crpt

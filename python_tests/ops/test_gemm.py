@@ -14,13 +14,16 @@ from crpt import _cpu
 from crpt.ops import gemm
 
 
-@pytest.fixture(params=[False, True], ids=["torch", "onednn"], autouse=True)
+@pytest.fixture(params=[False, True], ids=["torch", "onednn"])
 def _route(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every test with each of the two, whatever this CPU would choose, and for small sizes too."""
+    """Each of the two, whatever this CPU would choose, and for small sizes too."""
     if request.param and not gemm._works():
         pytest.skip("this torch has no oneDNN")
     monkeypatch.setattr(gemm, "ONEDNN", request.param)
     monkeypatch.setattr(gemm, "_WORTH_A_CALL", 1)
+
+
+by_both = pytest.mark.usefixtures("_route")
 
 
 def views(*shape: int) -> dict[str, Tensor]:
@@ -50,6 +53,7 @@ def check(a: Tensor, b: Tensor) -> None:
     assert all(torch.equal(x, y) for x, y in zip(before, (a, b), strict=True))
 
 
+@by_both
 @pytest.mark.parametrize(
     ("m", "k", "n"),
     [(1, 1, 1), (1, 5, 1), (5, 1, 3), (3, 7, 1), (1, 9, 4), (17, 33, 19), (64, 128, 48)],
@@ -60,6 +64,7 @@ def test_any_strides(m: int, k: int, n: int) -> None:
             check(a, b)
 
 
+@by_both
 @pytest.mark.parametrize(
     ("a", "b"),
     [
@@ -78,6 +83,21 @@ def test_leading_dimensions_broadcast(a: tuple[int, ...], b: tuple[int, ...]) ->
             check(left, right)
 
 
+@by_both
+@pytest.mark.parametrize(("a", "b"), [((7, 5), (5, 4)), ((3, 7, 5), (3, 5, 4))], ids=str)
+def test_product_and_sum(a: tuple[int, ...], b: tuple[int, ...]) -> None:
+    shape = (*a[:-1], b[-1])
+    addends = [torch.randn(shape), torch.randn(*shape[:-2], 11, shape[-1])[..., 2:9, :]]
+    for addend in addends:
+        for left in views(*a).values():
+            for right in views(*b).values():
+                before = addend.clone()
+                got = gemm.add_matmul(addend, left, right)
+                torch.testing.assert_close(got, addend + left @ right)
+                assert torch.equal(addend, before)
+
+
+@by_both
 @pytest.mark.parametrize(
     ("a", "b"),
     [((0, 5), (5, 4)), ((3, 5), (5, 0)), ((3, 0), (0, 4)), ((0, 3, 5), (5, 4)), ((0, 3, 5), (0, 5, 4))],
@@ -88,6 +108,7 @@ def test_nothing_to_multiply(a: tuple[int, ...], b: tuple[int, ...]) -> None:
     assert torch.equal(gemm.matmul(x, y), x @ y)
 
 
+@by_both
 def test_repeats_are_equal_and_threads_change_only_the_order_of_sums() -> None:
     a, b = torch.randn(300, 257), torch.randn(257, 129)
     results = []
@@ -100,6 +121,7 @@ def test_repeats_are_equal_and_threads_change_only_the_order_of_sums() -> None:
         torch.testing.assert_close(other, results[0])
 
 
+@by_both
 def test_infinities_and_nan_go_where_they_belong() -> None:
     a, b = torch.randn(20, 30), torch.randn(30, 40)
     a[3, 4], a[7, 0] = torch.nan, torch.inf
@@ -110,6 +132,7 @@ def test_infinities_and_nan_go_where_they_belong() -> None:
     assert got[others].isfinite().all()
 
 
+@by_both
 def test_autocast_does_not_reach_it() -> None:
     a, b = torch.randn(33, 65), torch.randn(65, 31)
     expected = gemm.matmul(a, b)
@@ -117,12 +140,14 @@ def test_autocast_does_not_reach_it() -> None:
         assert torch.equal(gemm.matmul(a, b), expected)
 
 
+@by_both
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
 def test_other_dtypes_are_torch_matmuls(dtype: torch.dtype) -> None:
     a, b = torch.randn(33, 65).to(dtype), torch.randn(65, 31).to(dtype)
     assert torch.equal(gemm.matmul(a, b), a @ b)
 
 
+@by_both
 def test_users_may_switch_onednn_off(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> Tensor:
         raise AssertionError("called although switched off")
@@ -141,8 +166,14 @@ def test_a_torch_without_the_product_is_no_error(monkeypatch: pytest.MonkeyPatch
 
         monkeypatch.setattr(gemm, "_linear", missing)
         assert not gemm._works()
-    monkeypatch.setattr(gemm, "_linear", lambda a, w: a @ w.mT + 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(gemm, "_linear", lambda a, w: a @ w.mT + 1)
+        assert not gemm._works()
+    monkeypatch.setattr(gemm, "_linear", lambda a, w: a @ w.mT)
+    monkeypatch.setattr(gemm, "_linear_plus", lambda a, w, addend: a @ w.mT)
     assert not gemm._works()
+    monkeypatch.setattr(gemm, "_linear_plus", lambda a, w, addend: a @ w.mT + addend)
+    assert gemm._works() == torch.backends.mkldnn.is_available()
 
 
 def test_the_choice_is_that_of_the_cpu() -> None:
@@ -161,12 +192,9 @@ def test_the_choice_is_that_of_the_cpu() -> None:
     assert chosen.stdout.strip() == str(expected)
 
 
-@pytest.mark.parametrize(
-    "default",
-    ["torch.set_default_dtype(torch.float64)", "torch.set_default_device('meta')"],
-)
-def test_the_choice_does_not_depend_on_torch_defaults(default: str) -> None:
-    code = f"import torch; {default}; from crpt.ops import gemm; print(gemm._works())"
+def test_the_choice_does_not_depend_on_torch_defaults() -> None:
+    defaults = "torch.set_default_dtype(torch.float64); torch.set_default_device('meta')"
+    code = f"import torch; {defaults}; from crpt.ops import gemm; print(gemm._works())"
     chosen = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )

@@ -76,6 +76,42 @@ def test_the_gradient_of_the_scores_sums_to_zero(device: str) -> None:
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_both_ways_to_the_gradient_agree(dtype: torch.dtype, device: str) -> None:
+    """From the pass that computed the loss, and in one of its own."""
+    scores = (torch.rand(2, 9, 33, device=device) * 2 - 1).to(dtype)
+    codes = torch.rand(2, 9, 33, device=device).softmax(-1).to(dtype)
+    grad = torch.tensor([3.0, -0.5], device=device, dtype=dtype)
+    operators = torch.ops.crpt
+    loss, logsumexp, grad_scores = operators.prototype_loss(scores, codes, 0.1, True)
+    apart = operators.prototype_loss(scores, codes, 0.1, False)
+    torch.testing.assert_close((loss, logsumexp), apart[:2])
+    assert apart[2].shape == (2, 0)
+    assert grad_scores.dtype == apart[2].dtype == logsumexp.dtype
+    torch.testing.assert_close(
+        operators.prototype_loss_backward(grad, grad_scores, scores, codes),
+        operators.prototype_loss_backward_scores(grad, scores, codes, logsumexp, 0.1),
+    )
+    # And through autograd, also where the operator was not asked to keep it.
+    scores.requires_grad_()
+    kept, not_kept = (
+        torch.autograd.grad(operators.prototype_loss(scores, codes, 0.1, known)[0], scores, grad)
+        for known in (True, False)
+    )
+    torch.testing.assert_close(kept, not_kept)
+
+
+def test_small_gradients_of_float16_survive_until_they_are_scaled() -> None:
+    """As under a GradScaler: per element they are far below what float16 can hold."""
+    g = torch.Generator().manual_seed(0)
+    scores = (torch.rand(2048, 512, generator=g) * 2 - 1).half().requires_grad_()
+    codes = torch.full((2048, 512), 1 / 512).half()
+    ops.prototype_loss(scores, codes).backward(torch.tensor(65504.0).half())
+    exact = scores.detach().double().requires_grad_()
+    reference.prototype_loss(exact, codes.double()).backward(torch.tensor(65504.0).double())
+    torch.testing.assert_close(scores.grad.double(), exact.grad, rtol=2e-3, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("args", "error", "message"),
     [
