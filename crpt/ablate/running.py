@@ -5,10 +5,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
-from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from crpt.ablate.studies import Variant
 from crpt.collect import collect
 from crpt.config import ProbeConfig, Stages
 from crpt.encoder import initial_encoder
+from crpt.interrupt import Interrupted
 from crpt.probe import probe, to_json
 from crpt.replay import ReplayBuffer
 from crpt.run_directory import RunDirectory
@@ -57,7 +59,7 @@ def run_study(
     variants: list[Variant], stages: Stages, context: Context, *, seeds: tuple[int, ...], jobs: int
 ) -> list[dict[str, Any]]:
     """The figures of every variant with every seed, in that order; those that are there already
-    are not measured again.
+    are not measured again. Raises RuntimeError, after the others, for those that fail.
 
     The random play to train on and to probe is the same for all: that of the context's seed.
     """
@@ -82,12 +84,25 @@ def run_study(
         for seed in seeds
     ]
     done: dict[int, dict[str, Any]] = {}
+    failed: dict[int, Exception] = {}
     bar = tqdm(total=len(tasks), desc="ablate", unit="run", disable=not context.progress)
     with bar, _submitted(tasks, jobs) as results:
-        for i, figures in results:
-            done[i] = figures
+        for i, get in results:
+            try:
+                done[i] = get()
+            except Interrupted:
+                raise
+            except Exception as error:  # the others go on
+                failed[i] = error
             bar.update()
             bar.set_postfix_str(tasks[i].variant.name)
+    if failed:
+        first = min(failed)
+        names = ", ".join(tasks[i].run_dir.name for i in sorted(failed))
+        raise RuntimeError(
+            f"{len(failed)} of {len(tasks)} runs failed, {names}; the others are measured. "
+            f"{tasks[first].run_dir.name}: {type(failed[first]).__name__}: {failed[first]}"
+        ) from failed[first]
     return [done[i] for i in range(len(tasks))]
 
 
@@ -155,19 +170,19 @@ def _logged(run: RunDirectory) -> dict[str, float]:
 
 
 @contextmanager
-def _submitted(tasks: list[Task], jobs: int) -> Iterator[Iterator[tuple[int, dict[str, Any]]]]:
-    """(number, figures) of the tasks as they are done."""
+def _submitted(
+    tasks: list[Task], jobs: int
+) -> Iterator[Iterator[tuple[int, Callable[[], dict[str, Any]]]]]:
+    """(number, what gives the figures or raises) of the tasks as they are done."""
     if jobs == 1:
-        yield ((i, train_and_probe(task)) for i, task in enumerate(tasks))
+        yield ((i, partial(train_and_probe, task)) for i, task in enumerate(tasks))
         return
     # Spawned: a process that was forked cannot use a GPU.
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(jobs, len(tasks)), mp_context=spawn) as pool:
-        futures: dict[Future[dict[str, Any]], int] = {
-            pool.submit(train_and_probe, task): i for i, task in enumerate(tasks)
-        }
+        futures = {pool.submit(train_and_probe, task): i for i, task in enumerate(tasks)}
         try:
-            yield ((futures[future], future.result()) for future in as_completed(futures))
+            yield ((futures[future], future.result) for future in as_completed(futures))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

@@ -143,7 +143,7 @@ def objective(batch: int, dim: int, prototypes: int) -> Row:
 
     def compute(m: Any, online: Tensor, target: Tensor, c: Tensor) -> Tensor:
         with torch.no_grad():
-            codes = m.sinkhorn(m.prototype_similarity(F.normalize(target, dim=-1), c))
+            codes = m.sinkhorn(m.prototype_similarity(target, c))  # which normalises
         loss: Tensor = m.prototype_objective(online, c, codes)[0]
         return loss
 

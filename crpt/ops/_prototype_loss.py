@@ -36,9 +36,7 @@ def prototype_loss(scores: Tensor, codes: Tensor, temperature: float = 0.1) -> T
     scores, codes = arguments.pair(("scores", "codes"), scores, codes)
     # On a CPU the gradient costs little in the same pass, and a pass of its own as much again.
     of_scores = (
-        scores.device.type == "cpu"
-        and torch.is_grad_enabled()
-        and (scores.requires_grad or in_transform())
+        scores.is_cpu and torch.is_grad_enabled() and (scores.requires_grad or in_transform())
     )
     temperature = arguments.real("temperature", temperature)
     return call("prototype_loss", scores, codes, temperature, of_scores)[0]

@@ -112,7 +112,8 @@ def prototype_loss_backward_cpu(
 ) -> Tensor:
     checks.prototype_loss_backward(grad, grad_scores, scores, codes)
     out = cpu_memory.new_empty(scores, scores.shape)
-    return torch.mul(grad_scores, grad[..., None, None], out=out)
+    scale = grad if grad.dim() == 0 else grad[..., None, None]
+    return torch.mul(grad_scores, scale, out=out)
 
 
 def _prototype_loss_backward(

@@ -104,13 +104,15 @@ def python(program: str, **environment: str) -> subprocess.CompletedProcess[str]
     )
 
 
-def test_the_limit_at_the_start() -> None:
+def test_the_limit_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     show = "from crpt.ops import cpu_memory; print(cpu_memory.cache_limit())"
-    assert int(python(show).stdout) == 256 << 20
+    assert int(python(show, CRPT_CPU_CACHE_MIB="").stdout) == 256 << 20
     assert int(python(show, CRPT_CPU_CACHE_MIB="3").stdout) == 3 << 20
     for wrong in ("-1", "1GB", "1" * 13):
+        monkeypatch.setenv("CRPT_CPU_CACHE_MIB", wrong)
         message = "CRPT_CPU_CACHE_MIB should be a number of MiB, 0 or more, got"
-        assert message in python(show, CRPT_CPU_CACHE_MIB=wrong).stderr
+        with pytest.raises(ValueError, match=message):
+            cpu_memory._limit_at_the_start()
 
 
 def test_layouts_are_those_of_small_results() -> None:

@@ -1,0 +1,77 @@
+"""Every operator's CUDA kernels over odd sizes, forward and backward, checking nothing: for
+compute-sanitizer, under which the test suite would take hours.
+
+    compute-sanitizer --tool memcheck --kernel-name kns=crpt python python_tests/ops/every_kernel.py
+    compute-sanitizer --tool racecheck --kernel-name kns=crpt \
+        python python_tests/ops/every_kernel.py --small
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+from torch import Tensor
+
+from crpt import ops
+
+ITEMS = [(7, 5), (70, 36), (130, 257), (3, 96, 132), (100, 516)]  # of scores
+LARGE_ITEMS = [(1, 1), (64, 33), (512, 512), (1200, 515), (300, 516), (5, 40, 1024), (900, 512)]
+PROBLEMS = [(7, 5, 3), (33, 132, 50)]  # samples, prototypes, dimensions
+LARGE_PROBLEMS = [(33, 129, 50), (128, 256, 128)]
+TEMPERATURES = (0.1, 0.005)  # exp space, and log space
+
+
+def backward(out: Tensor, *inputs: Tensor) -> None:
+    torch.autograd.grad(out.float().sum(), [x for x in inputs if x.requires_grad])
+
+
+def uniform(*shape: int, dtype: torch.dtype) -> Tensor:
+    return (torch.rand(shape, device="cuda") * 2 - 1).to(dtype)
+
+
+def losses(samples: int, prototypes: int, dim: int, dtype: torch.dtype) -> None:
+    e = uniform(samples, dim, dtype=dtype).requires_grad_()
+    c = uniform(prototypes, dim, dtype=dtype).requires_grad_()
+    scores = ops.prototype_similarity(e, c)
+    codes = ops.sinkhorn(scores.detach())
+    backward(ops.prototype_loss(scores, codes), e, c)
+    backward(ops.intrinsic_loss(c), c)
+    backward(ops.prototype_objective(e, c, codes)[0], e, c)
+    backward(ops.knn_distance(e, c, 3), e, c)
+
+
+def images(dtype: torch.dtype) -> None:
+    for shape in ((3, 9, 84, 84), (2, 3, 7, 13)):
+        shifts = torch.randint(-2, 3, (shape[0], 2), device="cuda")
+        x = uniform(*shape, dtype=dtype).requires_grad_()
+        backward(ops.random_shift(x, 2, shifts), x)
+        ops.random_shift(x.detach().to(memory_format=torch.channels_last), 2, shifts)
+    frames = torch.randint(0, 256, (20, 3, 84, 84), device="cuda", dtype=torch.uint8)
+    index = torch.randint(20, (5, 3), device="cuda")
+    shifts = torch.randint(-4, 5, (20, 2), device="cuda")
+    for out in (dtype, torch.uint8):
+        ops.frame_stack(frames, index, shifts[:5], 4, out)
+        ops.frame_stack(frames[:, :, 1:, 2:], index, dtype=out)  # rows that are no words
+    ops.random_shift(frames, 4, shifts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--small", action="store_true", help="for tools that take long")
+    small = parser.parse_args().small
+    torch.manual_seed(0)
+    dtypes = [torch.float32, torch.bfloat16]
+    for dtype in dtypes if small else [*dtypes, torch.float16, torch.float64]:
+        for shape in ITEMS if small else ITEMS + LARGE_ITEMS:
+            for temperature in TEMPERATURES:
+                ops.sinkhorn(uniform(*shape, dtype=dtype), temperature)
+        for problem in PROBLEMS if small else PROBLEMS + LARGE_PROBLEMS:
+            losses(*problem, dtype=dtype)
+        images(dtype)
+    torch.cuda.synchronize()
+    print("done")
+
+
+if __name__ == "__main__":
+    main()
