@@ -319,7 +319,7 @@ PRESETS: dict[Preset, Stages] = {
     # components) found to give more.
     "best": Stages(
         pretrain=PretrainConfig(
-            learning_rate=3e-4,
+            learning_rate=9e-4,
             schedule="cosine",
             embedding_norm="batch",
         ),
