@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar, get_args
+from typing import Any, NoReturn, TypeVar, get_args
 
 import torch
 import tyro
@@ -66,6 +66,37 @@ def main(
             raise ValueError(f"torchrun is for crpt.pretrain alone; start python -m crpt.{name}")
         with RunDirectory(parsed.run_dir).exclusive() if distributed.leads() else nullcontext():
             command(parsed)
+
+
+Commands = Mapping[str, tuple[type[Any], Callable[[Any], int]]]
+"""Name: (its flags, what it runs; the exit code comes back)."""
+
+
+def main_of(module: str, what: str, commands: Commands, when_interrupted: str) -> NoReturn:
+    """`python -m MODULE NAME FLAGS`: run the command of that name, and end with its exit code.
+
+    Args:
+        what: how an error calls NAME.
+        when_interrupted: what becomes of the work then.
+    """
+    names = " | ".join(commands)
+    usage = f"usage: python -m {module} {{{names}}} [--help]"
+    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
+        lines = (f"  {name:10} {command.__doc__}" for name, (_, command) in commands.items())
+        print(usage, *lines, sep="\n")
+        sys.exit(0 if len(sys.argv) > 1 else 2)
+    name = sys.argv[1]
+    if name not in commands:
+        sys.exit(_say(f"{what} should be {names}, got {name}\n{usage}", code=2))
+    flags, command = commands[name]
+    with without_traceback(when_interrupted):
+        arguments = tyro.cli(
+            flags,
+            args=sys.argv[2:],
+            prog=f"python -m {module} {name}",
+            description=command.__doc__,
+        )
+        sys.exit(command(arguments))
 
 
 @contextmanager

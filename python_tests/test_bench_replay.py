@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from crpt.bench import replay as bench
+from crpt.bench import replay_measure, replay_sampling, usual_replay
 from crpt.bench import replay_report as report
-from crpt.bench import usual_replay
-from crpt.bench.replay_report import Measure, Target
+from crpt.bench.replay_measure import Measure, Target
 from crpt.bench.replay_writers import random_steps, writer_processes
 from crpt.bench.timing import Timing
 from crpt.bench.usual_replay import Transitions
@@ -100,11 +100,11 @@ def test_targets_are_met_or_missed_and_a_busy_machine_makes_no_claim():
 def test_rates_and_milliseconds_from_seconds_a_call():
     calls = []
     side = bench.Side("ours", lambda: calls.append(bench.time.sleep(2e-3)), [()])
-    rate = bench._timed("writing", "transitions/s", [side], 0.02, rate=100)
+    rate = replay_measure.timed("writing", "transitions/s", [side], 0.02, rate=100)
     assert rate.more_is_better
     assert 1_000 < rate.sides["ours"].median <= 50_000
     assert rate.sides["ours"].lower <= rate.sides["ours"].median <= rate.sides["ours"].upper
-    assert bench._timed("sampling", "ms", [side], 0.02).sides["ours"].median >= 2
+    assert replay_measure.timed("sampling", "ms", [side], 0.02).sides["ours"].median >= 2
 
 
 def test_a_sparse_dataset_is_a_whole_one_that_takes_no_room(tmp_path):
@@ -120,7 +120,7 @@ def test_a_sparse_dataset_is_a_whole_one_that_takes_no_room(tmp_path):
 
 def test_what_is_sampled_is_checked_first(monkeypatch):
     buffer = bench.random_pixels(200, 3, image_size=8)
-    bench._check(buffer)
+    replay_sampling._check(buffer, bench.DOMAIN)
     gather = ReplayBuffer.gather
 
     def wrong(self, *arguments, **more):
@@ -130,7 +130,7 @@ def test_what_is_sampled_is_checked_first(monkeypatch):
 
     monkeypatch.setattr(ReplayBuffer, "gather", wrong)
     with pytest.raises(RuntimeError, match="next_obs should be the stacked frames"):
-        bench._check(buffer)
+        replay_sampling._check(buffer, bench.DOMAIN)
 
 
 def test_writer_processes_write_as_fast_as_asked():
@@ -166,6 +166,7 @@ def test_it_runs_and_writes_what_it_measured(tmp_path, monkeypatch, capsys):
     whats = [row["what"] for row in document["rows"]]
     assert [w for w in whats if w.startswith("sampling 512")] == [
         "sampling 512, uint8", "sampling 512, shifted, float32",
+        "sampling 512, uint8, malloc keeps",
     ]  # fmt: skip
     for what in whats:
         assert what in printed

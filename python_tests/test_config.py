@@ -56,6 +56,6 @@ def test_fields_that_depend_on_each_other():
 
 
 def test_presets_are_valid_and_immutable():
-    assert set(PRESETS) == {"quick", "paper"}
+    assert set(PRESETS) == {"quick", "best", "paper"}
     with pytest.raises(AttributeError):
         PRESETS["paper"].pretrain.rounds = 3  # type: ignore[misc]

@@ -125,6 +125,17 @@ def test_a_name_that_says_otherwise(tmp_path, name, message):
     assert not (tmp_path / "ds").exists()
 
 
+@pytest.mark.parametrize("line", ["{", "[]", '{"file": "a"}', '{"file": "a", "checksums": 1}'])
+def test_a_spoiled_list_of_what_was_imported_is_named(tmp_path, line):
+    directory(tmp_path / "npz", 2)
+    imported(tmp_path / "ds", tmp_path / "npz")
+    ledger = tmp_path / "ds" / "toy" / "imported.jsonl"
+    ledger.write_text(ledger.read_text().splitlines()[0] + f"\n{line}\n")
+    with pytest.raises(DatasetError, match=r"imported\.jsonl should have a line for each"):
+        imported(tmp_path / "ds", tmp_path / "npz")
+    require_whole(tmp_path / "ds", 2)
+
+
 def test_no_episodes_no_directory_or_another_recording(tmp_path):
     directory(tmp_path / "npz", count=1)
     (tmp_path / "empty").mkdir()

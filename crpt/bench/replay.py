@@ -12,7 +12,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,29 +23,30 @@ import torch
 
 from crpt.bench import machine, usual_replay
 from crpt.bench.pretrain import DOMAIN, EPISODE, random_pixels
-from crpt.bench.pretrain import usual_replay as usual_chain
-from crpt.bench.replay_report import COLUMNS, Measure, Target, cells, notes, plain
+from crpt.bench.replay_measure import Measure, Target, exact, timed, undisturbed
+from crpt.bench.replay_report import COLUMNS, cells, notes, plain
+from crpt.bench.replay_sampling import BATCH, FRAME_STACK, PAD, sampling, sampling_views
 from crpt.bench.replay_writers import Steps, WriterProcess, random_steps, writer_processes
 from crpt.bench.table import Table
-from crpt.bench.timing import OtherLoad, Side, Timing, summarise, take_turns
+from crpt.bench.timing import OtherLoad, Side, summarise
 from crpt.bench.usual_replay import Transitions, Usual
 from crpt.files import replace_file
+from crpt.memory import keep_freed_memory
 from crpt.replay import DomainSpec, ReplayBuffer
 from crpt.replay.manifest import directory
 
-BATCH = 512
-FRAME_STACK, PAD = 3, 4
 WHOLE_EPISODE = 500  # agent steps of dm_control's suite at action repeat 2
 OPENED = 300_000
 OPENINGS = 7
 APPENDS = 1_000.0  # a second, beside sampling
 ROUNDS = 5  # of those that processes take part in
+OTHER = "other"  # a domain beside DOMAIN
 CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class ReplayArguments:
-    transitions: int = 4_000
+    transitions: int = 8_000
     """In every buffer; 127 KB each in those of others."""
     seconds: float = 3.0
     """For each measure, about."""
@@ -96,24 +97,22 @@ def measure(arguments: ReplayArguments, found: Sequence[type[Usual]]) -> Iterato
         for _ in range(-(-count // EPISODE)):
             (usual.extend if usual.many else usual.append)(transitions)
     yield _memory(theirs, count)
-    again = partial(_undisturbed, arguments.retries)
+    again = partial(undisturbed, arguments.retries)
     for call in ("append", "extend"):
         yield again(_writing, call, buffer, steps, theirs, transitions, seconds)
-    yield again(_sampling, buffer, theirs, seconds)
-    yield again(_sampling_views, buffer, seconds)
+    yield again(sampling, buffer, theirs, DOMAIN, seconds)
+    yield again(sampling_views, buffer, DOMAIN, seconds)
+    keep_freed_memory()
+    yield again(sampling, buffer, theirs, DOMAIN, seconds, "malloc keeps")
     theirs.clear()
-    with writer_processes(2, buffer, DOMAIN, EPISODE) as writers:
-        yield again(_writing_together, writers, seconds)
+    buffer.add_domain(OTHER, buffer.spec(DOMAIN))
+    with (
+        writer_processes(2, buffer, DOMAIN, EPISODE) as writers,
+        writer_processes(1, buffer, OTHER, EPISODE) as others,
+    ):
+        yield again(_writing_together, writers, others[0], seconds)
         yield again(_sampling_beside, buffer, writers[0], seconds)
     yield _opening()
-
-
-def _undisturbed(retries: int, measured: Callable[..., Measure], *arguments: object) -> Measure:
-    """Measured until nobody else takes processor time; otherwise where others took least."""
-    tries = [measured(*arguments)]
-    while tries[-1].disturbed and len(tries) <= retries:
-        tries.append(measured(*arguments))
-    return min(tries, key=lambda result: result.others or 0.0)
 
 
 def _memory(theirs: dict[str, Usual], count: int) -> Measure:
@@ -123,8 +122,8 @@ def _memory(theirs: dict[str, Usual], count: int) -> Measure:
         ReplayBuffer.create(Path(folder) / "dataset", {DOMAIN: spec})
         files = directory(Path(folder) / "dataset", DOMAIN).iterdir()
         ours = sum(path.stat().st_blocks * 512 for path in files) / (episodes * WHOLE_EPISODE)
-    sides = {"ours": _exact(ours)}
-    sides |= {name: _exact(usual.nbytes() / count) for name, usual in theirs.items()}
+    sides = {"ours": exact(ours)}
+    sides |= {name: exact(usual.nbytes() / count) for name, usual in theirs.items()}
     frame_and_scalars = int(np.prod(spec.frame_shape)) + 4 * spec.action_shape[0] + 4 + 4
     target = Target("bytes of one frame and its scalars", ours / frame_and_scalars, 1.05, True)
     return Measure("memory, on the disk or not", "B/transition", sides, (target,))
@@ -146,7 +145,7 @@ def _writing(
             if call == "append" or usual.many
         ]
         what = "one at a time" if call == "append" else "an episode at a time"
-        result = _timed(f"writing, {what}", "transitions/s", sides, seconds, rate=EPISODE)
+        result = timed(f"writing, {what}", "transitions/s", sides, seconds, rate=EPISODE)
     rate = result.sides["ours"].median
     targets = [Target(f"{result.what}, transitions/s", rate, 200_000)]
     if "cpprb" in result.sides:
@@ -154,46 +153,24 @@ def _writing(
     return dataclasses.replace(result, targets=tuple(targets))
 
 
-def _sampling(buffer: ReplayBuffer, theirs: dict[str, Usual], seconds: float) -> Measure:
-    _check(buffer)
-    sides = [Side("ours", lambda: buffer.sample(DOMAIN, BATCH, pad=0), [()])]
-    sides += [Side(name, usual.sample, [(BATCH,)]) for name, usual in theirs.items()]
-    shifted = Side("ours, shifted", lambda: buffer.sample(DOMAIN, BATCH, pad=PAD), [()])
-    result = _timed(f"sampling {BATCH}, uint8", "ms", [*sides, shifted], seconds)
-    rivals = [name for name in ("cpprb", "Stable-Baselines3") if name in theirs]
-    if not rivals:
-        return result
-    least = min(result.ratio(name) for name in rivals)
-    target = Target(f"{result.what}, x the faster of {' and '.join(rivals)}", least, 3)
-    return dataclasses.replace(result, targets=(target,))
-
-
-def _sampling_views(buffer: ReplayBuffer, seconds: float) -> Measure:
-    chain, rng = usual_chain(buffer, FRAME_STACK), np.random.default_rng(0)
-    sides = [
-        Side("ours", lambda: buffer.sample(DOMAIN, BATCH, pad=PAD, dtype=torch.float32), [()]),
-        Side("the usual chain", lambda: chain.sample(BATCH, PAD, rng), [()]),
-    ]
-    result = _timed(f"sampling {BATCH}, shifted, float32", "ms", sides, seconds)
-    target = Target(f"{result.what}, x the usual chain", result.ratio("the usual chain"), 20)
-    return dataclasses.replace(result, targets=(target,))
-
-
-def _writing_together(writers: list[WriterProcess], seconds: float) -> Measure:
-    rates: dict[int, list[float]] = {1: [], 2: []}
+def _writing_together(
+    writers: list[WriterProcess], elsewhere: WriterProcess, seconds: float
+) -> Measure:
+    """Two processes that write into one domain, beside one of them, and beside two into two."""
+    teams = {"ours": writers, "one of them": writers[:1], "in two domains": [writers[0], elsewhere]}
+    rates: dict[str, list[float]] = {name: [] for name in teams}
     load, begun, own = OtherLoad(), time.monotonic(), 0.0
     for _ in range(ROUNDS):
-        for count in rates:
-            asked = writers[:count]
-            for writer in asked:
-                writer.start("append", seconds / ROUNDS / 2)
-            wrote = [writer.wait() for writer in asked]
-            rates[count].append(sum(w.rate for w in wrote))
+        for name, team in teams.items():
+            for writer in team:
+                writer.start("append", seconds / ROUNDS / len(teams))
+            wrote = [writer.wait() for writer in team]
+            rates[name].append(sum(w.rate for w in wrote))
             own += sum(w.cpu for w in wrote)
     others = _others(load, begun, own)
-    sides = {"ours": summarise(rates[2], 1), "one of them": summarise(rates[1], 1)}
-    times = statistics.median(b / a for a, b in zip(rates[1], rates[2], strict=True))
-    target = Target("two writer processes, x one", times, 1.8)
+    sides = {name: summarise(values, 1) for name, values in rates.items()}
+    pairs = zip(rates["ours"], rates["one of them"], strict=True)
+    target = Target("two writer processes, x one", statistics.median(a / b for a, b in pairs), 1.8)
     return Measure("writing, two processes", "transitions/s", sides, (target,), True, others)
 
 
@@ -282,40 +259,6 @@ def sparse_dataset(path: Path, transitions: int) -> None:
         else:
             np.save(file, np.zeros((steps, *shape), dtype))
     (folder / "cursor").write_bytes(steps.to_bytes(8, "little"))
-
-
-def _check(buffer: ReplayBuffer) -> None:
-    """Raises RuntimeError unless what is gathered are the frames that numpy finds."""
-    slots = buffer.indices(DOMAIN)[:BATCH]
-    batch = buffer.gather(DOMAIN, slots, pad=0)
-    chain = usual_chain(buffer, FRAME_STACK)
-    rows, zeros = np.arange(len(slots)), np.zeros((2, len(slots), 2), np.int64)
-    by_end = {int(index[-1]): i for i, index in enumerate(chain.next_index)}
-    obs, next_obs = chain.views(np.array([by_end[int(s)] for s in slots])[rows], zeros, 0)
-    for name, mine, wanted in (("obs", batch.obs, obs), ("next_obs", batch.next_obs, next_obs)):
-        if not torch.equal(mine, (wanted * 255).round().to(torch.uint8)):
-            raise RuntimeError(f"{name} should be the stacked frames, got others: not timed")
-
-
-def _timed(
-    what: str, unit: str, sides: Sequence[Side], seconds: float, *, rate: int = 0
-) -> Measure:
-    """Milliseconds a call; with a rate: so many a call, per second."""
-    load = OtherLoad()
-    timings = take_turns(sides, CPU, seconds)
-    others = load.cores()
-    convert: Callable[[float], float] = (lambda s: rate / s) if rate else (lambda s: s * 1e3)
-    converted = {name: _converted(timing, convert) for name, timing in timings.items()}
-    return Measure(what, unit, converted, (), rate > 0, others)
-
-
-def _converted(timing: Timing, convert: Callable[[float], float]) -> Timing:
-    lower, upper = sorted((convert(timing.lower), convert(timing.upper)))
-    return dataclasses.replace(timing, median=convert(timing.median), lower=lower, upper=upper)
-
-
-def _exact(value: float) -> Timing:
-    return Timing(value, value, value, 1, 1)
 
 
 def _others(load: OtherLoad, begun: float, own: float) -> float | None:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 
+from crpt.bench.replay_measure import Measure
 from crpt.bench.table import Column, significant
-from crpt.bench.timing import Timing
 
-DISTURBED = 0.1  # cores that others may take before a measure's figures are marked
 COLUMNS = (
     Column("what", 34, number=False),
     Column("side", 18, number=False),
@@ -17,48 +15,6 @@ COLUMNS = (
     Column("±", 4),
     Column("ours is", 8),
 )
-
-
-@dataclass(frozen=True)
-class Target:
-    """What ours should reach."""
-
-    what: str
-    reached: float
-    wanted: float
-    at_most: bool = False
-
-    @property
-    def met(self) -> bool:
-        return self.reached <= self.wanted if self.at_most else self.reached >= self.wanted
-
-    def __str__(self) -> str:
-        sign = "<=" if self.at_most else ">="
-        state = "met   " if self.met else "MISSED"
-        return f"{state}  {self.what}: {self.reached:,.4g} ({sign} {self.wanted:,.4g})"
-
-
-@dataclass(frozen=True)
-class Measure:
-    """Some lines of the table, ours first."""
-
-    what: str
-    unit: str
-    sides: dict[str, Timing]
-    """Figures in the unit."""
-    targets: tuple[Target, ...] = ()
-    more_is_better: bool = False
-    others: float | None = None
-    """Cores that other processes took."""
-
-    @property
-    def disturbed(self) -> bool:
-        return self.others is not None and self.others > DISTURBED
-
-    def ratio(self, side: str) -> float:
-        """How many times better ours is."""
-        ours, theirs = self.sides["ours"].median, self.sides[side].median
-        return ours / theirs if self.more_is_better else theirs / ours
 
 
 def cells(result: Measure) -> list[list[str]]:
@@ -86,6 +42,7 @@ def notes(results: list[Measure]) -> list[str]:
         "that side.",
         "The usual chain: numpy gathers the stacks, then float32, replicate-pad, and a crop for "
         "each sample.",
+        *(remark for result in results for remark in result.remarks),
         "",
         *(str(target) for result in results for target in result.targets),
     ]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from tyro.conf import Positional
 
+from crpt.cli import Commands
 from crpt.dataset import describe, export_episodes, import_episodes, information, verify
 
 
@@ -120,8 +120,7 @@ def export_command(arguments: ExportArguments) -> int:
     return 0
 
 
-# Name: (its flags, what it runs; the exit code comes back).
-COMMANDS: dict[str, tuple[type[Any], Callable[[Any], int]]] = {
+COMMANDS: Commands = {
     "info": (InfoArguments, info_command),
     "verify": (VerifyArguments, verify_command),
     "import": (ImportArguments, import_command),

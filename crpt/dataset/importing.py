@@ -159,9 +159,15 @@ class _Ledger:
             )
         if kept != lines:
             self._path.write_text("".join(kept))
-        entries = [json.loads(line) for line in kept]
-        self._checksums = {self._key(entry["checksums"]) for entry in entries}
-        self._names = {entry["file"] for entry in entries}
+        try:
+            entries = [json.loads(line) for line in kept]
+            self._checksums = {self._key(entry["checksums"]) for entry in entries}
+            self._names = {entry["file"] for entry in entries}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DatasetError(
+                f"{self._path} should have a line for each imported episode, and one cannot be "
+                f"read ({error}); restore it from a copy, or import into another directory"
+            ) from error
 
     def __contains__(self, checksums: dict[str, int]) -> bool:
         return self._key(checksums) in self._checksums

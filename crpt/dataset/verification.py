@@ -47,11 +47,12 @@ def verify(dataset: str | Path, *, gaps: bool = False) -> list[DomainReport]:
 
     A step is whole (its stamp), linked to the one before it, and its reward, discount and action
     are numbers; episodes begin with a first step and go on until the last one; no step that was
-    counted is missing. All frames are read once.
+    counted is missing, but those that a shared writer gave up. All frames are read once.
 
     Args:
         dataset: a dataset directory.
-        gaps: whether steps that shared writers never finished, because they died, are fine.
+        gaps: whether steps that shared writers never finished, or took tickets for and never began,
+            because they died, are fine.
 
     Raises:
         DatasetVersionError, DatasetCorruptError: dataset.json cannot be read.

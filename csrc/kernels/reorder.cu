@@ -1,6 +1,7 @@
 // Matrices transposed and cast on their way through shared memory, by tiles of 32 x 32.
 //
 // Floor on an H200 (4.1 TB/s copied), 128 x 32 x 1225 from float32 to bf16: 30 MB in 7 us.
+// Measured there: 17 us.
 #include "device.cuh"
 #include "reorder.cuh"
 
