@@ -12,7 +12,7 @@ from crpt.ops.conv_features import channels_last_columns, conv_features, usable
 
 def bytes_are_faster(encoder: Encoder, device: torch.device) -> bool:
     """Whether `project_bytes` is for this encoder and device."""
-    return usable(encoder.convolutions, device)
+    return usable(encoder.convolutions, encoder.config.image_size, device)
 
 
 def project_bytes(encoder: Encoder, images: Tensor) -> Tensor:

@@ -22,6 +22,8 @@ def effective_rank(embeddings: Tensor) -> float:
     centred = x - x.mean(dim=0)
     wide = x.shape[1] > x.shape[0]
     gram = centred @ centred.T if wide else centred.T @ centred
+    if not bool(gram.isfinite().all()):
+        return math.nan
     # On the CPU: a GPU takes ten times as long for matrices of this size.
     sigma = torch.linalg.eigvalsh(gram.cpu()).clamp_min(0).sqrt()
     # What remains of equal embeddings is rounding, which has full rank and means nothing.

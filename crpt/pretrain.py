@@ -91,6 +91,7 @@ def pretrain(
                     {**figures(trainer, domains, loss), "gradient_norm": norm}
                     for domains, loss, norm in zip(updates, losses, norms, strict=True)
                 ]
+                _check_figures(trainer, lines)
                 if team.leads:
                     for name, line in zip(names, lines, strict=True):
                         run.log(STAGE, trainer.round, domain=name, **line)
@@ -171,6 +172,14 @@ def _check_losses(trainer: Trainer, losses: list[Losses]) -> None:
     values = [loss.total.item() for loss in losses]
     if not all(math.isfinite(value) for value in values):
         raise _divergence(trainer, f"the loss should be finite, got {values}")
+
+
+def _check_figures(trainer: Trainer, lines: list[dict[str, float]]) -> None:
+    bad = {key: value for line in lines for key, value in line.items() if not math.isfinite(value)}
+    if bad:
+        _check_weights(trainer)
+        what = ", ".join(f"{key} {value}" for key, value in bad.items())
+        raise _divergence(trainer, f"figures should be finite, got {what}")
 
 
 def _check_weights(trainer: Trainer) -> None:

@@ -47,8 +47,9 @@ def check_sizes(
         raise ValueError(
             f"batch_size should be a multiple of the {team.size} processes, got {config.batch_size}"
         )
-    if config.batches == "mixed" and config.batch_size < len(domains):
+    shares = len(config.domains or domains)
+    if config.batches == "mixed" and config.batch_size < shares:
         raise ValueError(
-            f"batch_size should be at least the number of domains, {len(domains)}, with batches "
+            f"batch_size should be at least the number of domains, {shares}, with batches "
             f"mixed, got {config.batch_size}"
         )

@@ -177,6 +177,10 @@ class RunDirectory:
         for path in older[: len(older) - (keep if keep > 1 else 0)]:
             path.unlink()
 
+    def has_checkpoint(self, name: str) -> bool:
+        """Whether `load_checkpoint` has something to load."""
+        return (self.checkpoint_dir / f"{name}.pt").exists() or bool(self._older_checkpoints(name))
+
     def load_checkpoint(self, name: str) -> dict[str, Any] | None:
         """The state last saved under this name; where NAME.pt is gone, the newest of those kept;
         or None."""

@@ -105,15 +105,14 @@ def pretrain_stage(context: Context, config: PretrainConfig) -> Encoder:
             f"{missing[0]} should be a dataset to pre-train on; record one first: "
             f"python -m crpt.collect --run-dir {context.run.path}"
         )
-    checkpoint = context.run.checkpoint_dir / f"{PRETRAIN}.pt"
-    if has_encoder(context.run.encoder_dir) and not checkpoint.exists():
+    if has_encoder(context.run.encoder_dir) and not context.run.has_checkpoint(PRETRAIN):
         raise ConfigMismatchError(
             f"{context.run.encoder_dir} holds an encoder that was trained elsewhere; pre-train in "
             "another --run-dir"
         )
     buffer = open_together(datasets)
     if context.team.leads:
-        context.claim(PRETRAIN, config, dataset=_identity(buffer))
+        context.claim(PRETRAIN, config, dataset=dataset_identity(buffer))
     context.team.wait()
     return pretrain(
         config,
@@ -219,7 +218,7 @@ def evaluate_stage(
     return results
 
 
-def _identity(buffer: ReplayBuffer) -> dict[str, Any]:
+def dataset_identity(buffer: ReplayBuffer) -> dict[str, Any]:
     """What tells one dataset from another, and from itself after it has grown."""
     described = {k: buffer.metadata.get(k) for k in ("seed", "render", "action_repeat")}
     return described | {d: buffer.num_transitions(d) for d in sorted(buffer.domains)}

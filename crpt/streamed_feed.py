@@ -137,6 +137,7 @@ class _Ahead:
             except queue.Empty:
                 continue
             if isinstance(item, BaseException):
+                self._ready.put(item)  # for who asks again: the thread is gone
                 raise item
             return item
 

@@ -104,6 +104,9 @@ def test_what_is_measured_is_not_measured_again(context, monkeypatch):
     other = replace(variants[0], config=replace(variants[0].config, temperature=0.3))
     with pytest.raises(RuntimeError, match=r"(?s)ConfigMismatch.*temperature: 0\.1 -> 0\.3"):
         study([other], context)
+    play = small.dataset(context.run.path / "other", replace(small.COLLECT, transitions=80)).path
+    with pytest.raises(RuntimeError, match=r"(?s)ConfigMismatch.*dataset\.dot_red: 120 -> 80"):
+        study(variants[:1], replace(context, dataset=play))
 
 
 def test_one_that_fails_leaves_the_others(context, monkeypatch):

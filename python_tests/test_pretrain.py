@@ -202,6 +202,16 @@ def test_weights_that_the_last_step_broke_are_not_saved(buffer, tmp_path, monkey
     assert not (tmp_path / "encoder").exists()
 
 
+def test_a_step_that_bursts_is_divergence(buffer, tmp_path):
+    # The loss before it is finite, and so are the weights after it: the features are not.
+    config = replace(small.PRETRAIN, learning_rate=1e18, domains=("dot_red",), log_every=1)
+    with pytest.raises(
+        DivergenceError, match=r"figures should be finite, got .*rank.* below 1e\+18"
+    ):
+        run_all(config, buffer, tmp_path)
+    assert not RunDirectory(tmp_path).metrics()
+
+
 def test_only_advice_that_is_left_is_given(buffer, tmp_path, monkeypatch):
     update = Trainer.update
     nan = torch.tensor(float("nan"))

@@ -78,6 +78,9 @@ def test_a_mixed_batch_smaller_than_the_number_of_domains_is_refused(tmp_path):
     buffer = own_buffer(dict.fromkeys("abc", (3, 20, 20)))
     with pytest.raises(ValueError, match="number of domains, 3, with batches mixed, got 2"):
         train(replace(small.PRETRAIN, batches="mixed", batch_size=2), buffer, tmp_path)
+    twice = replace(small.PRETRAIN, batches="mixed", batch_size=2, domains=("a", "a", "b"))
+    with pytest.raises(ValueError, match="number of domains, 3, with batches mixed, got 2"):
+        train(twice, buffer, tmp_path)
 
 
 @pytest.mark.parametrize(

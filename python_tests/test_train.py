@@ -153,6 +153,18 @@ def test_another_dataset_under_a_begun_pre_training_is_refused(finished, tmp_pat
         pretrain_stage(context(path, dataset=tmp_path / "other"), small.PRETRAIN)
 
 
+def test_a_run_that_lost_its_newest_checkpoint_goes_on_from_the_one_before(tmp_path):
+    config = replace(small.PRETRAIN, keep_checkpoints=2)
+    small.dataset(tmp_path / "dataset")
+    encoder = pretrain_stage(context(tmp_path), config)
+    newest = f"pretrain-{config.rounds:09d}.pt"
+    for name in ("pretrain.pt", newest):
+        (tmp_path / "checkpoints" / name).unlink()
+    again = pretrain_stage(context(tmp_path), config)
+    assert torch.equal(again.projector.weight, encoder.projector.weight)
+    assert (tmp_path / "checkpoints" / newest).exists()
+
+
 def test_an_encoder_is_adopted_once_and_never_exchanged(finished, tmp_path):
     path, _ = finished
     c = context(tmp_path / "run", encoder=path / "encoder")

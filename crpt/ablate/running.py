@@ -26,7 +26,7 @@ from crpt.probe import probe, to_json
 from crpt.replay import ReplayBuffer
 from crpt.run_directory import RunDirectory
 from crpt.seeds import stream_seed
-from crpt.stages import PROBE_STREAM, Context, collect_stage, pretrain_stage
+from crpt.stages import PROBE_STREAM, Context, collect_stage, dataset_identity, pretrain_stage
 
 FIGURES = "figures.json"
 # Of the last logged round, means over its batches.
@@ -112,7 +112,15 @@ def train_and_probe(task: Task) -> dict[str, Any]:
     found: dict[str, Any] | None = run.read_json(FIGURES)
     context = Context(run, task.seed, task.device, progress=False, dataset=task.dataset)
     if found is not None:
-        run.check({"seed": task.seed, "pretrain": task.variant.config, "probe": task.probe})
+        trained_on = {"dataset": dataset_identity(ReplayBuffer.open(task.dataset))}
+        run.check(
+            {
+                "seed": task.seed,
+                "pretrain": task.variant.config,
+                "pretrain_input": trained_on,
+                "probe": task.probe,
+            }
+        )
         return found
     torch.set_num_threads(task.threads)
     context.claim("probe", task.probe)

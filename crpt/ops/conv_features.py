@@ -17,17 +17,19 @@ from crpt.ops import cuda
 
 _CHANNELS = 32
 _MOST_PIXEL_CHANNELS = 16
-_LONGEST_ROW = 512
+# Beyond it the shared memory of some GPUs does not hold the three rows of a tile, twice.
+_LARGEST_IMAGE = 256
 
 
-def usable(convolutions: nn.Sequential, device: torch.device) -> bool:
+def usable(convolutions: nn.Sequential, image_size: int, device: torch.device) -> bool:
     """Whether there are kernels for these layers: 3x3 to 32 channels, ReLU after each, the first of
-    stride 2 from at most 16 channels, the others of stride 1."""
+    stride 2 from at most 16 channels, the others of stride 1; on images of at most 256 x 256."""
     layers = [layer for layer in convolutions if isinstance(layer, nn.Conv2d)]
     return (
         cuda.AVAILABLE
         and device.type == "cuda"
         and torch.cuda.get_device_capability(device) >= (8, 0)
+        and image_size <= _LARGEST_IMAGE
         and len(convolutions) == 2 * len(layers)
         and all(isinstance(layer, nn.ReLU) for layer in list(convolutions)[1::2])
         and all(

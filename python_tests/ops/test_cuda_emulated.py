@@ -276,11 +276,13 @@ def test_conv_features_are_for_layers_that_have_kernels(monkeypatch: pytest.Monk
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     gpu = torch.device("cuda", 0)
     layers = Encoder(EncoderConfig()).convolutions
-    assert conv_features.usable(layers, gpu)
-    assert not conv_features.usable(layers, torch.device("cpu"))
+    assert conv_features.usable(layers, 84, gpu)
+    assert not conv_features.usable(layers, 84, torch.device("cpu"))
+    assert conv_features.usable(layers, 256, gpu)
+    assert not conv_features.usable(layers, 257, gpu)
     for other in (
         EncoderConfig(channels=16), EncoderConfig(strides=(2, 2, 1)), EncoderConfig(in_channels=18),
     ):  # fmt: skip
-        assert not conv_features.usable(Encoder(other).convolutions, gpu)
+        assert not conv_features.usable(Encoder(other).convolutions, 84, gpu)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    assert not conv_features.usable(layers, gpu)
+    assert not conv_features.usable(layers, 84, gpu)
