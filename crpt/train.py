@@ -21,6 +21,7 @@ def train(context: Context, stages: Stages) -> str:
     require_known_names(
         context, *stages.collect.domains, *stages.probe.unseen, stages.finetune.task
     )
+    _require_that_stages_fit(stages)
     context.run.check(
         {
             "seed": context.seed,
@@ -39,6 +40,27 @@ def train(context: Context, stages: Stages) -> str:
     summary = summarise(context.run)
     context.run.write_json("summary.json", summary)
     return render(summary)
+
+
+def _require_that_stages_fit(stages: Stages) -> None:
+    """What a later stage would refuse is told before hours are spent on the stages ahead of it."""
+    played, pretrain, finetune = stages.collect.domains, stages.pretrain, stages.finetune
+    unknown = [name for name in pretrain.domains if name not in played]
+    if unknown:
+        raise ValueError(
+            f"pretrain.domains should be some of those collected, {', '.join(played)}, got "
+            f"{', '.join(unknown)}"
+        )
+    if finetune.embedding_statistics == "task" and pretrain.embedding_norm == "none":
+        raise ValueError(
+            "finetune.embedding_statistics should be pretraining with pretrain.embedding_norm "
+            "none, got task"
+        )
+    if finetune.intrinsic_reward > 0 and pretrain.objective != "crptpro":
+        raise ValueError(
+            f"finetune.intrinsic_reward should be 0 with pretrain.objective {pretrain.objective}, "
+            f"which has no prototypes, got {finetune.intrinsic_reward:g}"
+        )
 
 
 if __name__ == "__main__":

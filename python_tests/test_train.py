@@ -120,6 +120,26 @@ def test_another_config_is_refused_and_changes_nothing(finished):
     assert {p: p.read_bytes() for p in path.rglob("*.json")} == before
 
 
+@pytest.mark.parametrize(
+    ("section", "changes", "message"),
+    [
+        ("pretrain", {"domains": ("dot_green",)}, r"domains should be some .* got dot_green"),
+        ("pretrain", {"objective": "byol"}, r"intrinsic_reward should be 0 .* got 0\.2"),
+        (
+            "finetune",
+            {"embedding_statistics": "task"},
+            "embedding_statistics should be pretraining .* got task",
+        ),
+    ],
+)
+def test_stages_that_do_not_fit_are_refused_before_the_first(tmp_path, section, changes, message):
+    stages = replace(small.STAGES, pretrain=replace(small.PRETRAIN, embedding_norm="none"))
+    stages = replace(stages, **{section: replace(getattr(stages, section), **changes)})
+    with pytest.raises(ValueError, match=message):
+        train(context(tmp_path), stages)
+    assert not list(tmp_path.iterdir())
+
+
 def test_stages_run_alone_make_the_same_run(finished, tmp_path):
     path, _ = finished
     c = context(tmp_path)
