@@ -54,7 +54,7 @@ class PretrainArguments(cli.Common):
     config: OmitArgPrefixes[PretrainConfig] = PretrainConfig()
     dataset: tuple[Path, ...] = ()
     """Directories of datasets to train on together, of several hosts for example; none:
-    RUN_DIR/dataset."""
+    RUN_DIR/dataset. A domain that an earlier one has, too, is NAME#2, also for --domains."""
 
 
 @dataclass(frozen=True)
