@@ -1,7 +1,3 @@
-import os
-import shutil
-import signal
-import sys
 from dataclasses import replace
 
 import dot_env
@@ -10,6 +6,7 @@ import numpy as np
 import pytest
 import small
 import torch
+from small_finetune import make_env, new_encoder, run_all
 
 import crpt.agents.replay
 import crpt.finetune
@@ -18,97 +15,19 @@ from crpt.encoder import Encoder, EncoderConfig
 from crpt.envs import FrameStack
 from crpt.evaluate import evaluate_policy, random_policy
 from crpt.finetune import Finetuner, finetune, trained_policy
-from crpt.interrupt import Interrupted
 from crpt.replay import ReplayBuffer
-from crpt.run_directory import CheckpointError, RunDirectory
-
-
-def make_env():
-    return FrameStack(dot_env.make("dot_red"), 3)
+from crpt.run_directory import RunDirectory
 
 
 @pytest.fixture(scope="module")
 def encoder():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        encoder = Encoder(EncoderConfig(image_size=20, projection_dim=16))
-        encoder.attach_prototypes(torch.randn(32, 16))
-    return encoder.freeze()
+    return new_encoder("none")
 
 
 @pytest.fixture(scope="module")
 def standardised():
     """Its running statistics are not those of the task."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        encoder = Encoder(EncoderConfig(image_size=20, projection_dim=16, embedding_norm="batch"))
-        encoder.attach_prototypes(torch.randn(32, 16))
-    return encoder.freeze()
-
-
-def run_all(config, encoder, path):
-    run = RunDirectory(path)
-    policy = finetune(config, encoder, run, make_env, seed=0, progress=False)
-    return run, policy
-
-
-def interrupt_at(monkeypatch, steps: int, error: type[BaseException]) -> None:
-    update = Finetuner._update
-
-    def stopped(self):
-        if self.counters.agent_steps == steps:
-            raise error("now")
-        update(self)
-
-    monkeypatch.setattr(Finetuner, "_update", stopped)
-
-
-def same_state(a, b) -> bool:
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same_state(a[k], b[k]) for k in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same_state, a, b))
-    return a == b
-
-
-CONFIGS = {
-    "stored z": small.FINETUNE,
-    "stored h": replace(small.FINETUNE, features="h"),
-    "sampled h": replace(small.FINETUNE, encode="sampled", features="h", shift_pad=1),
-    "no intrinsic reward": replace(small.FINETUNE, intrinsic_reward=0.0),
-    "stored z of the task": replace(small.FINETUNE, embedding_statistics="task"),
-    "sampled h, z of the task": replace(
-        small.FINETUNE, encode="sampled", features="h", embedding_statistics="task"
-    ),
-}
-
-
-@pytest.mark.parametrize(
-    ("config", "checkpoint_every"),
-    [(config, 30) for config in CONFIGS.values()]
-    + [(CONFIGS["stored z"], 1), (CONFIGS["sampled h"], 1000)],
-    ids=[*CONFIGS, "a checkpoint each episode", "a checkpoint only where the ring needs one"],
-)
-def test_killed_and_resumed_equals_never_killed(
-    config, checkpoint_every, encoder, standardised, tmp_path, monkeypatch
-):
-    encoder = standardised if config.embedding_statistics == "task" else encoder
-    # The ring goes round: 163 steps into 69 slots, of which 20 transitions are learned from.
-    monkeypatch.setattr(crpt.agents.replay, "LONGEST_EPISODE", dot_env.EPISODE)
-    config = replace(config, replay_capacity=20, checkpoint_every=checkpoint_every)
-    whole, _ = run_all(config, encoder, tmp_path / "whole")
-    ring = ReplayBuffer.open(tmp_path / "whole" / "checkpoints" / "finetune_replay")
-    assert ring.cursor("dot_red") == 163 > ring.capacity("dot_red") == 69
-    for steps in (70, 133):
-        with monkeypatch.context() as patch:
-            interrupt_at(patch, steps, SystemExit)
-            with pytest.raises(SystemExit):
-                run_all(config, encoder, tmp_path / "cut")
-    resumed, _ = run_all(config, encoder, tmp_path / "cut")
-    assert same_state(whole.load_checkpoint("finetune"), resumed.load_checkpoint("finetune"))
-    assert whole.metrics_file.read_text() == resumed.metrics_file.read_text()
+    return new_encoder("batch")
 
 
 def test_counts_and_metrics(encoder, tmp_path):
@@ -135,84 +54,6 @@ def test_random_steps_are_random_and_later_ones_are_not(encoder, tmp_path, monke
     monkeypatch.setattr(Finetuner, "_evaluate", lambda self, check_stop: None)
     run_all(small.FINETUNE, encoder, tmp_path)
     assert explored == [True] * 90
-
-
-def ctrl_c_when(monkeypatch, owner, method: str, condition) -> None:
-    """Ctrl-C right after a call of the method; the condition gets what the method got."""
-    original = getattr(owner, method)
-
-    def wrapped(self, *args, **kwargs):
-        result = original(self, *args, **kwargs)
-        if condition(self, *args):
-            os.kill(os.getpid(), signal.SIGINT)
-        return result
-
-    monkeypatch.setattr(owner, method, wrapped)
-
-
-@pytest.mark.parametrize(
-    ("step", "message"),
-    [
-        (100, "at agent step 100 of 150; it goes on from step 72"),
-        (108, "at agent step 108 of 150; it goes on from step 108"),  # the last of an episode
-        (150, "at agent step 150 of 150; it goes on from step 150"),  # and of the run
-    ],
-)
-def test_ctrl_c_stops_between_steps_and_says_where_it_goes_on(
-    step, message, encoder, tmp_path, monkeypatch
-):
-    config = replace(small.FINETUNE, evaluate_every=1000)
-    whole, _ = run_all(config, encoder, tmp_path / "whole")
-    with monkeypatch.context() as patch:
-        patch.setattr(Finetuner, "_evaluate", lambda self, check_stop: None)
-        ctrl_c_when(patch, Finetuner, "_update", lambda self: self.counters.agent_steps == step)
-        with pytest.raises(Interrupted, match=message):
-            run_all(config, encoder, tmp_path / "cut")
-    resumed, _ = run_all(config, encoder, tmp_path / "cut")
-    assert same_state(whole.load_checkpoint("finetune"), resumed.load_checkpoint("finetune"))
-
-
-def test_ctrl_c_while_the_last_checkpoint_is_written_neither_loses_it_nor_goes_unheard(
-    encoder, tmp_path, monkeypatch
-):
-    def last(run, name, state):
-        return state["counters"]["agent_steps"] == 150
-
-    with monkeypatch.context() as patch:
-        ctrl_c_when(patch, RunDirectory, "save_checkpoint", last)
-        with pytest.raises(Interrupted, match="at agent step 150 of 150"):
-            run_all(small.FINETUNE, encoder, tmp_path)
-    monkeypatch.setattr(Finetuner, "__init__", None)
-    run_all(small.FINETUNE, encoder, tmp_path)
-
-
-def test_ctrl_c_stops_an_evaluation_after_the_step(encoder, tmp_path, monkeypatch):
-    steps = 0
-
-    def first_of_many(env, action):
-        nonlocal steps
-        evaluating = sys._getframe(2).f_code.co_name == "evaluate_policy"
-        steps += evaluating
-        return evaluating and steps == 1
-
-    ctrl_c_when(monkeypatch, FrameStack, "step", first_of_many)
-    with pytest.raises(Interrupted, match="at agent step 75 of 150; it goes on from step 72"):
-        run_all(small.FINETUNE, encoder, tmp_path)
-    assert steps == 1
-
-
-def test_a_checkpoint_without_its_replay_says_what_to_do(encoder, tmp_path, monkeypatch):
-    interrupt_at(monkeypatch, 100, SystemExit)
-    with pytest.raises(SystemExit):
-        run_all(small.FINETUNE, encoder, tmp_path)
-    monkeypatch.undo()
-    checkpoints = RunDirectory(tmp_path).checkpoint_dir
-    shutil.rmtree(checkpoints / "finetune_replay")
-    with pytest.raises(CheckpointError, match="delete the checkpoint to begin the stage again"):
-        run_all(small.FINETUNE, encoder, tmp_path)
-    (checkpoints / "finetune.pt").unlink()
-    run, _ = run_all(small.FINETUNE, encoder, tmp_path)
-    assert run.load_checkpoint("finetune")["counters"]["agent_steps"] == 150
 
 
 def test_the_agent_gets_the_task_s_reward_and_the_weighted_bonus(encoder, tmp_path, monkeypatch):
