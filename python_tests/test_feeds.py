@@ -142,3 +142,24 @@ def test_parts_cover_the_batch_in_equal_shares(count, batch):
     assert found[-1].end == batch
     sizes = [p.end - p.begin for p in found]
     assert max(sizes) - min(sizes) <= 1
+
+
+def numbers(*shape: int) -> torch.Tensor:
+    return torch.zeros(shape, dtype=torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("index", "shifts", "error", "message"),
+    [
+        ([1], numbers(2, 4, 2), TypeError, "index should be a Tensor, got list"),
+        (numbers(2, 4, 3).float(), numbers(2, 4, 2), TypeError, "index .* got torch.float32"),
+        (numbers(4, 3), numbers(2, 4, 2), ValueError, r"index should be \[2, B, K\], got \[4, 3\]"),
+        (numbers(3, 4, 3), numbers(2, 4, 2), ValueError, r"index .* got \[3, 4, 3\]"),
+        (numbers(2, 4, 3), numbers(2, 5, 2), ValueError, r"shifts .* \[2, 4, 2\], got \[2, 5, 2\]"),
+        (numbers(2, 4, 6)[..., ::2], numbers(2, 4, 2), ValueError, "index should be contiguous"),
+        (numbers(2, 4, 3), numbers(2, 4, 2).to("meta"), ValueError, "shifts .* cpu, got .* meta"),
+    ],
+)
+def test_numbers_that_cannot_be_drawn_are_named(buffer, index, shifts, error, message):
+    with pytest.raises(error, match=message):
+        buffer.resident(CPU).draw("dot_red", index, shifts)

@@ -75,16 +75,21 @@ class ResidentCopy(Samples):
             shifts: int64 [2, B, 2], likewise; written, unless pad is 0: (dy, dx).
             domain, pad, generator: as of `sample`.
         """
-        _, count, stack = index.shape
-        for name, tensor, shape in (
-            ("index", index, (2, count, stack)), ("shifts", shifts, (2, count, 2)),
-        ):  # fmt: skip
-            whole = tensor.dtype == torch.int64 and tensor.is_contiguous()
-            if tuple(tensor.shape) != shape or not whole or tensor.device.type != "cpu":
+        for name, tensor in (("index", index), ("shifts", shifts)):
+            if not isinstance(tensor, Tensor):
+                raise TypeError(f"{name} should be a Tensor, got {type(tensor).__name__}")
+            if tensor.dtype != torch.int64:
+                raise TypeError(f"{name} should be torch.int64, got {tensor.dtype}")
+            if not tensor.is_contiguous() or tensor.device.type != "cpu":
                 raise ValueError(
-                    f"{name} should be int64 {list(shape)}, contiguous, on the cpu, got "
-                    f"{tensor.dtype} {list(tensor.shape)} on {tensor.device}"
+                    f"{name} should be contiguous and on the cpu, got strides {tensor.stride()} on "
+                    f"{tensor.device}"
                 )
+        if index.dim() != 3 or len(index) != 2:
+            raise ValueError(f"index should be [2, B, K], got {list(index.shape)}")
+        _, count, stack = index.shape
+        if tuple(shifts.shape) != (2, count, 2):
+            raise ValueError(f"shifts should be {[2, count, 2]}, got {list(shifts.shape)}")
         views = Views.of(stack, pad, None, 1, None)
         like = empty_batch({domain: self.spec(domain)}, count, views, device=torch.device("meta"))
         rows = Rows(domain, 0, count, draw_seed(generator))
