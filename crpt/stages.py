@@ -221,6 +221,8 @@ def evaluate_stage(
 def dataset_identity(buffer: ReplayBuffer) -> dict[str, Any]:
     """What tells one dataset from another, and from itself after it has grown."""
     described = {k: buffer.metadata.get(k) for k in ("seed", "render", "action_repeat")}
+    if "seeds" in buffer.metadata:  # of several
+        described["seeds"] = buffer.metadata["seeds"]
     return described | {d: buffer.num_transitions(d) for d in sorted(buffer.domains)}
 
 

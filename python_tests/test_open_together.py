@@ -29,6 +29,7 @@ def test_all_domains_are_there_and_same_names_are_kept_apart(hosts):
         assert np.array_equal(both.arrays(name)["frames"], own)
     assert both.metadata["render"] == "exact"
     assert "seed" not in both.metadata  # they differ in it
+    assert both.metadata["seeds"] == [0, 1]
     again = pickle.loads(pickle.dumps(both))
     assert again.domains == both.domains
     assert torch.equal(
@@ -50,6 +51,9 @@ def test_the_stage_remembers_what_it_was_begun_with(hosts, tmp_path):
     pretrain_stage(replace(context, more_datasets=hosts[1:]), small.PRETRAIN)
     with pytest.raises(ConfigMismatchError, match=r"dataset\.dot_green: 120 -> None"):
         pretrain_stage(context, small.PRETRAIN)
+    small.dataset(tmp_path / "c", replace(small.COLLECT, domains=("dot_green", "dot_red")), seed=2)
+    with pytest.raises(ConfigMismatchError, match=r"dataset\.seeds: \[0, 1\] -> \[0, 2\]"):
+        pretrain_stage(replace(context, more_datasets=(tmp_path / "c",)), small.PRETRAIN)
     with pytest.raises(StageOrderError, match="nowhere should be a dataset"):
         pretrain_stage(replace(context, more_datasets=(tmp_path / "nowhere",)), small.PRETRAIN)
 

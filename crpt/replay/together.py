@@ -15,7 +15,7 @@ def open_together(paths: Sequence[str | Path]) -> ReplayBuffer:
     """One buffer of all domains of several dataset directories.
 
     A domain of the same name as one in an earlier directory is NAME#2, NAME#3, ...: a ring of its
-    own. Metadata are those in which all agree.
+    own. Metadata are those in which all agree, and `seeds`, that of each.
 
     Raises:
         ValueError: none are named, one is named twice, or they were rendered or played otherwise.
@@ -44,6 +44,7 @@ def open_together(paths: Sequence[str | Path]) -> ReplayBuffer:
     for key in _AGREED:
         told = [b.metadata[key] for b in buffers if b.metadata.get(key) is not None]
         agreed |= {key: told[0]} if told else {}
+    agreed["seeds"] = [buffer.metadata.get("seed") for buffer in buffers]
     return ReplayBuffer(None, stores, agreed)
 
 
