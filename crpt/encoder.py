@@ -98,9 +98,11 @@ class Encoder(nn.Module):
     def forward(self, obs: Tensor) -> Tensor:
         """features = f(obs / 255), uint8 [..., C, H, W] -> float [..., feature_dim].
 
-        Raises TypeError for another dtype and ValueError for another shape.
+        Raises TypeError for another type or dtype and ValueError for another shape.
         """
         c = self.config
+        if not isinstance(obs, Tensor):  # a NumPy array has a dtype, and even the name of this one
+            raise TypeError(f"obs should be a torch.Tensor, got {type(obs).__name__}")
         if obs.dtype != torch.uint8:
             raise TypeError(f"obs should be uint8, got {obs.dtype}")
         if obs.dim() < 3 or obs.shape[-3:] != (c.in_channels, c.image_size, c.image_size):

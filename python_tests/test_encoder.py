@@ -3,6 +3,7 @@ import math
 import os
 import sys
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -72,6 +73,7 @@ def test_any_leading_dimensions(lead):
     ("obs", "error", "message"),
     [
         (torch.zeros(2, 9, 20, 20), TypeError, "obs should be uint8, got torch.float32"),
+        (np.zeros((9, 20, 20), np.uint8), TypeError, "obs should be a torch.Tensor, got ndarray"),
         (
             observations(2)[..., :19],
             ValueError,
