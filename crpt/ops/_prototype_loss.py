@@ -34,9 +34,13 @@ def prototype_loss(scores: Tensor, codes: Tensor, temperature: float = 0.1) -> T
     Source: L_comp of CRPTpro (arXiv 2302.05614), section 3.
     """
     scores, codes = arguments.pair(("scores", "codes"), scores, codes)
-    # On a CPU the gradient costs little in the same pass, and a pass of its own as much again.
+    # On a CPU the gradient costs little in the same pass, and a pass of its own as much again. Of
+    # narrow scores it would be twice their memory, held until the backward pass.
     of_scores = (
-        scores.is_cpu and torch.is_grad_enabled() and (scores.requires_grad or in_transform())
+        scores.is_cpu
+        and scores.dtype in (torch.float32, torch.float64)
+        and torch.is_grad_enabled()
+        and (scores.requires_grad or in_transform())
     )
     temperature = arguments.real("temperature", temperature)
     return call("prototype_loss", scores, codes, temperature, of_scores)[0]
