@@ -148,7 +148,7 @@ TYPED_TEST(CudaSinkhorn, CodesSumToOneWhateverTheScores) {
           ASSERT_TRUE(std::isfinite(codes[row * p.prototypes + m]));
           sum += codes[row * p.prototypes + m];
         }
-        EXPECT_NEAR(sum, 1, 8 * Element<TypeParam>::kEpsilon + 1e-6);
+        EXPECT_NEAR(sum, 1, prototypes * Element<TypeParam>::kEpsilon + 1e-6);
       }
     });
   }

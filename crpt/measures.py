@@ -25,7 +25,10 @@ def effective_rank(embeddings: Tensor) -> float:
     if not bool(gram.isfinite().all()):
         return math.nan
     # On the CPU: a GPU takes ten times as long for matrices of this size.
-    sigma = torch.linalg.eigvalsh(gram.cpu()).clamp_min(0).sqrt()
+    squares = torch.linalg.eigvalsh(gram.cpu())
+    # Below this an eigenvalue is rounding, of which a root would make eight digits less.
+    least = len(squares) * torch.finfo(squares.dtype).eps * squares.max()
+    sigma = torch.where(squares > least, squares, 0.0).sqrt()
     # What remains of equal embeddings is rounding, which has full rank and means nothing.
     if sigma.max() <= 1e-6 * x.norm(dim=-1).mean().cpu() * math.sqrt(len(x)):
         return 0.0

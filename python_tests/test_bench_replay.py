@@ -44,7 +44,7 @@ def test_the_usual_buffers_hold_what_they_are_given(usual):
     t = Transitions.of(random_steps(SPEC, 20), 3)
     buffer = usual(40, t)
     buffer.append(t)
-    if usual.many:
+    if isinstance(buffer, usual_replay.UsualOfMany):
         buffer.extend(t)
     sample = buffer.sample(64)
     seen = sample.observations if hasattr(sample, "observations") else sample["obs"]

@@ -192,8 +192,8 @@ def test_ctrl_c_ends_quickly_and_quietly(tmp_path):
         os.killpg(process.pid, signal.SIGINT)
 
     assert run_and_kill(process, path, 50, ctrl_c)
-    _, stderr = process.communicate(timeout=60)
-    assert time.monotonic() - interrupt < 10  # on a busy machine; what is left would take minutes
+    _, stderr = process.communicate(timeout=10)
+    assert time.monotonic() - interrupt < 3
     assert stderr.count("Traceback") == 1, stderr  # the script's own, not its workers'
     assert stderr.rstrip().endswith("KeyboardInterrupt")
     assert transitions_on_disk(path) >= 50

@@ -29,7 +29,7 @@ from crpt.bench.replay_sampling import BATCH, FRAME_STACK, PAD, sampling, sampli
 from crpt.bench.replay_writers import Steps, WriterProcess, random_steps, writer_processes
 from crpt.bench.table import Table
 from crpt.bench.timing import OtherLoad, Side, summarise
-from crpt.bench.usual_replay import Transitions, Usual
+from crpt.bench.usual_replay import Transitions, Usual, UsualOfMany
 from crpt.files import replace_file
 from crpt.memory import keep_freed_memory
 from crpt.replay import DomainSpec, ReplayBuffer
@@ -95,7 +95,7 @@ def measure(arguments: ReplayArguments, found: Sequence[type[Usual]]) -> Iterato
     theirs = {usual.name: usual(count, transitions) for usual in found}
     for usual in theirs.values():
         for _ in range(-(-count // EPISODE)):
-            (usual.extend if usual.many else usual.append)(transitions)
+            (usual.extend if isinstance(usual, UsualOfMany) else usual.append)(transitions)
     yield _memory(theirs, count)
     again = partial(undisturbed, arguments.retries)
     for call in ("append", "extend"):
@@ -142,7 +142,7 @@ def _writing(
         sides += [
             Side(name, getattr(usual, call), [(transitions,)])
             for name, usual in theirs.items()
-            if call == "append" or usual.many
+            if call == "append" or isinstance(usual, UsualOfMany)
         ]
         what = "one at a time" if call == "append" else "an episode at a time"
         result = timed(f"writing, {what}", "transitions/s", sides, seconds, rate=EPISODE)

@@ -46,8 +46,6 @@ class Usual(ABC):
 
     name: str
     package: str
-    many = True
-    """Whether it takes many transitions in one call."""
 
     @abstractmethod
     def __init__(self, capacity: int, like: Transitions) -> None: ...
@@ -55,10 +53,6 @@ class Usual(ABC):
     @abstractmethod
     def append(self, t: Transitions) -> None:
         """One after the other."""
-
-    def extend(self, t: Transitions) -> None:
-        """All at once."""
-        raise NotImplementedError
 
     @abstractmethod
     def sample(self, batch_size: int) -> object: ...
@@ -72,7 +66,15 @@ class Usual(ABC):
         return importlib.metadata.version(cls.package)
 
 
-class Cpprb(Usual):
+class UsualOfMany(Usual):
+    """One that takes many transitions in one call."""
+
+    @abstractmethod
+    def extend(self, t: Transitions) -> None:
+        """All at once."""
+
+
+class Cpprb(UsualOfMany):
     name = package = "cpprb"
 
     def __init__(self, capacity: int, like: Transitions) -> None:
@@ -109,7 +111,7 @@ class Cpprb(Usual):
 
 
 class StableBaselines3(Usual):
-    name, package, many = "Stable-Baselines3", "stable-baselines3", False
+    name, package = "Stable-Baselines3", "stable-baselines3"
 
     def __init__(self, capacity: int, like: Transitions) -> None:
         from gymnasium.spaces import Box
@@ -138,7 +140,7 @@ class StableBaselines3(Usual):
         return sum(array.nbytes for array in arrays)
 
 
-class TorchRL(Usual):
+class TorchRL(UsualOfMany):
     name, package = "TorchRL", "torchrl"
 
     def __init__(self, capacity: int, like: Transitions) -> None:

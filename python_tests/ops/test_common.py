@@ -125,11 +125,25 @@ def dispatcher_calls(sample: Sample, device: str) -> list[tuple[Any, tuple[Any, 
     return calls
 
 
-FIRST = tuple({sample.operator: sample for sample in reversed(SAMPLES)}.values())
-
-
 @samples
 def test_opcheck(sample: Sample, device: str) -> None:
+    check_calls(sample, device, ("test_schema", "test_autograd_registration", "test_faketensor"))
+
+
+FIRST = {sample.operator: sample for sample in reversed(SAMPLES)}.values()
+
+
+# What the others make of AOT autograd, test_compiles_as_one_graph shows in seconds.
+@pytest.mark.parametrize(
+    "sample",
+    [s if s in FIRST else pytest.param(s, marks=pytest.mark.slow) for s in SAMPLES],
+    ids=str,
+)
+def test_opcheck_of_aot_autograd(sample: Sample, device: str) -> None:
+    check_calls(sample, device, ("test_aot_dispatch_dynamic",))
+
+
+def check_calls(sample: Sample, device: str, tests: tuple[str, ...]) -> None:
     calls = dispatcher_calls(sample, device)
     assert calls
     for function, recorded in calls:
@@ -140,10 +154,7 @@ def test_opcheck(sample: Sample, device: str) -> None:
             else x
             for x in recorded
         ]
-        # What AOT autograd makes of the other samples, test_compiles_as_one_graph shows.
-        aot = ("test_aot_dispatch_dynamic",) if sample in FIRST else ()
-        checks = ("test_schema", "test_autograd_registration", "test_faketensor", *aot)
-        torch.library.opcheck(function, tuple(fresh), test_utils=checks)
+        torch.library.opcheck(function, tuple(fresh), test_utils=tests)
 
 
 @samples

@@ -113,6 +113,7 @@ def test_the_limit_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
         message = "CRPT_CPU_CACHE_MIB should be a number of MiB, 0 or more, got"
         with pytest.raises(ValueError, match=message):
             cpu_memory._limit_at_the_start()
+    assert message in python(show, CRPT_CPU_CACHE_MIB=wrong).stderr
 
 
 def test_layouts_are_those_of_small_results() -> None:
