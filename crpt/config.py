@@ -12,6 +12,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 RESUMABLE: dict[str, Any] = {"resumable": True}
 """Marks a field that may change when a run goes on: it says how, not what."""
+GROWS: dict[str, Any] = {"grows_until": "pretrain"}
+"""Marks a field of which more may be asked for until that stage has left something."""
 
 
 def _check_choices(config: Any) -> None:
@@ -48,10 +50,12 @@ def _check_rates(config: Any, *names: str) -> None:
 class CollectConfig:
     """Reward-free random play: what is recorded, where and how."""
 
-    domains: tuple[str, ...] = ("cheetah_run", "walker_run", "quadruped_run")
+    domains: tuple[str, ...] = field(
+        default=("cheetah_run", "walker_run", "quadruped_run"), metadata=GROWS
+    )
     """dm_control tasks by name, Gymnasium environments by id; only their dynamics and looks are
     used, never their rewards."""
-    transitions: int = 100_000
+    transitions: int = field(default=100_000, metadata=GROWS)
     """Transitions per domain, in agent steps."""
     episode_length: int | None = None
     """Agent steps per episode; none: the task's own time limit. Shorter episodes start more often

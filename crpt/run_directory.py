@@ -13,7 +13,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -88,16 +88,17 @@ class RunDirectory:
         """Compare `sections` (name -> dataclass or value) with those of stages that left something.
 
         Raises ConfigMismatchError with every field that differs. Fields marked
-        `metadata={"resumable": True}` may change between runs: they say how, not what. A stage
-        whose first attempt failed and left nothing binds nobody.
+        `metadata={"resumable": True}` may change between runs: they say how, not what. Those marked
+        `{"grows_until": stage}` may become larger, or get more items, until that stage has left
+        something. A stage whose first attempt failed and left nothing binds nobody.
         """
         present = {k: v for k, v in self.read_config().items() if self._binding(k)}
         wanted = {name: _plain(section) for name, section in sections.items()}
-        free = _free_fields(sections)
+        marks = _marks(sections)
         differing = [
             f"  {name}: {was!r} -> {now!r}"
             for name, (was, now) in sorted(_differences(present, wanted).items())
-            if name not in free
+            if not self._may_change(marks.get(name, {}), was, now)
         ]
         if differing:
             raise ConfigMismatchError(
@@ -113,6 +114,11 @@ class RunDirectory:
         config = self.read_config() | {name: _plain(section) for name, section in sections.items()}
         text = json.dumps(config, indent=2) + "\n"
         replace_file(self.config_file, lambda path: path.write_text(text))
+
+    def _may_change(self, marks: Mapping[str, Any], was: Any, now: Any) -> bool:
+        if "grows_until" in marks:
+            return _has_grown(was, now) and not self._binding(marks["grows_until"])
+        return bool(marks.get("resumable"))
 
     def _binding(self, section: str) -> bool:
         """Whether what this section describes has left something."""
@@ -247,13 +253,17 @@ def _differences(present: Any, wanted: Any, prefix: str = "") -> dict[str, tuple
     return found
 
 
-def _free_fields(sections: dict[str, Any]) -> set[str]:
-    free = set()
-    for name, section in sections.items():
-        if dataclasses.is_dataclass(section):
-            free |= {
-                f"{name}.{f.name}"
-                for f in dataclasses.fields(section)
-                if f.metadata.get("resumable")
-            }
-    return free
+def _marks(sections: dict[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """What the fields of the sections are marked with, by section.field."""
+    return {
+        f"{name}.{f.name}": f.metadata
+        for name, section in sections.items()
+        if dataclasses.is_dataclass(section)
+        for f in dataclasses.fields(section)
+    }
+
+
+def _has_grown(was: Any, now: Any) -> bool:
+    if isinstance(was, list) and isinstance(now, list):
+        return set(was) <= set(now)
+    return bool(was is not None and now is not None and now >= was)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 import torch
 
-from crpt.config import RESUMABLE
+from crpt.config import RESUMABLE, CollectConfig
 from crpt.files import replace_file
 from crpt.run_directory import (
     STAGE_LEAVES,
@@ -90,6 +90,23 @@ def test_a_resumable_field_may_change(run):
     leave(run, "collect")
     run.claim({"collect": replace(Config(), workers=4)})
     assert run.read_config()["collect"]["workers"] == 4
+
+
+def test_more_play_may_be_asked_for_until_an_encoder_is_trained_on_it(run):
+    config = CollectConfig(domains=("a", "b"), transitions=300)
+    more = replace(config, domains=("b", "c", "a"), transitions=500)
+    run.claim({"collect": config})
+    leave(run, "collect")
+    run.claim({"collect": more})
+    assert run.read_config()["collect"]["transitions"] == 500
+    with pytest.raises(ConfigMismatchError) as error:
+        run.check({"collect": config})
+    assert "collect.transitions: 500 -> 300" in str(error.value)
+    assert "collect.domains: ['b', 'c', 'a'] -> ['a', 'b']" in str(error.value)
+    leave(run, "pretrain")
+    run.check({"collect": more})
+    with pytest.raises(ConfigMismatchError, match=r"collect\.transitions: 500 -> 501"):
+        run.check({"collect": replace(more, transitions=501)})
 
 
 def test_a_field_that_one_version_lacks_differs(run):
