@@ -3,6 +3,7 @@ crpt.probe`)."""
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -23,6 +24,8 @@ BATCH = 256
 # Of h, whose 39,200 dimensions would take a probe minutes, this many random projections are probed:
 # they keep its distances and inner products.
 SKETCH_DIM = 512
+
+_log = logging.getLogger(__name__)
 
 Features = Literal["z", "h"]
 FEATURES: tuple[Features, ...] = ("z", "h")
@@ -99,9 +102,10 @@ def probe(
 ) -> Probe:
     """What z = normalise(norm(g(h))) and h = f(obs) know, in every domain of the dataset.
 
-    Raises ValueError for a dataset that was drawn otherwise than what the encoder was trained on.
+    Raises ValueError for a dataset that was drawn otherwise than what the encoder was trained on;
+    warns of one that was played with another action repeat.
     """
-    _check_render(dataset, encoder)
+    _check_play(dataset, encoder)
     # Sorted: the order in which processes added them to the dataset must not matter.
     names = sorted(dataset.domains, key=lambda name: (name not in seen, name))
     states, episodes = zip(*(_states(dataset, name) for name in names), strict=True)
@@ -140,11 +144,29 @@ def to_json(result: Probe) -> dict[str, Any]:
     }
 
 
-def _check_render(dataset: ReplayBuffer, encoder: Encoder) -> None:
-    drawn, learned = dataset.metadata.get("render"), encoder.metadata.get("render")
-    if None not in (drawn, learned) and drawn != learned:
+def _check_play(dataset: ReplayBuffer, encoder: Encoder) -> None:
+    render, repeat = (
+        (dataset.metadata.get(key), encoder.metadata.get(key))
+        for key in ("render", "action_repeat")
+    )
+    if None not in render and render[0] != render[1]:
         raise ValueError(
-            f"dataset should be rendered as what the encoder was trained on, {learned}, got {drawn}"
+            "dataset should be rendered as what the encoder was trained on, "
+            f"{render[1]}, got {render[0]}"
+        )
+    size = encoder.config.image_size
+    others = {d: dataset.spec(d).frame_shape for d in dataset.domains}
+    others = {d: list(shape) for d, shape in others.items() if shape[-2:] != (size, size)}
+    if others:
+        raise ValueError(
+            f"frames of the dataset should be of {size}x{size}, as the encoder was trained on, got "
+            + ", ".join(f"{domain} {shape}" for domain, shape in others.items())
+        )
+    if None not in repeat and repeat[0] != repeat[1]:
+        _log.warning(
+            "the frames to probe were played with action_repeat %s, those that the encoder was "
+            "trained on with %s: what it sees moves otherwise",
+            *repeat,
         )
 
 

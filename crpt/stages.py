@@ -5,6 +5,7 @@ Every stage may be run again: it goes on where it stopped, and returns at once w
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,8 @@ from crpt.seeds import stream_seed
 
 # Streams of a run's seed for what is measured, apart from what is trained on.
 PROBE_STREAM, EVALUATE_STREAM, FINETUNE_STREAM = 1, 2, 3
+
+_log = logging.getLogger(__name__)
 
 MakeEnv = Callable[..., gymnasium.Env[Any, Any]]
 """Like `crpt.envs.make`; tests put a toy in its place."""
@@ -81,6 +84,18 @@ def require_known_names(context: Context, *names: str) -> None:
     if context.make_env is envs.make:
         for name in names:
             envs.require_known(name)
+
+
+def warn_of_another_action_repeat(config: FinetuneConfig, learned: int | None) -> None:
+    """learned: that of the frames which the encoder was trained on; None: nobody knows."""
+    if learned is not None and config.action_repeat != learned:
+        _log.warning(
+            "fine-tuning's action_repeat is %d, and the encoder was trained on frames of "
+            "action_repeat %d: what it sees moves otherwise; the same would be action_repeat %d",
+            config.action_repeat,
+            learned,
+            learned,
+        )
 
 
 def collect_stage(context: Context, config: CollectConfig) -> ReplayBuffer:
@@ -172,6 +187,7 @@ def finetune_stage(context: Context, config: FinetuneConfig) -> None:
     require_known_names(context, config.task)
     encoder = _load_encoder(context, "render")
     context.claim(FINETUNE, config)
+    warn_of_another_action_repeat(config, encoder.metadata.get("action_repeat"))
     finetune(
         config,
         encoder,
