@@ -300,7 +300,7 @@ def finetune(
 def _train(finetuner: Finetuner, progress: bool) -> None:
     config, run, counters = finetuner.config, finetuner.run, finetuner.counters
     saved_at = counters.agent_steps
-    run.rewind_metrics(STAGE, saved_at)
+    run.rewind_logs(STAGE, saved_at)
     bar = tqdm(
         total=config.agent_steps,
         initial=saved_at,

@@ -133,14 +133,14 @@ def test_an_unreadable_config_is_an_error(run):
 
 
 def test_metrics_survive_a_torn_line_and_are_rewound(run):
-    run.claim({})
     for step in (1, 2, 3):
         run.log("pretrain", step, loss=float(step))
+        run.log_speed("pretrain", step, updates_per_second=7.0)
     run.log("finetune", 9, q=1.0)
     with run.metrics_file.open("a") as file:
         file.write('{"stage": "pretrain", "st')
     assert [line["step"] for line in run.metrics("pretrain")] == [1, 2, 3]
-    run.rewind_metrics("pretrain", 2)
+    run.rewind_logs("pretrain", 2)
     run.log("pretrain", 3, loss=4.0)
     lines = [json.loads(line) for line in run.metrics_file.read_text().splitlines()]
     assert [(line["stage"], line["step"]) for line in lines] == [
@@ -150,6 +150,8 @@ def test_metrics_survive_a_torn_line_and_are_rewound(run):
         ("pretrain", 3),
     ]
     assert lines[-1]["loss"] == 4.0
+    speeds = [json.loads(line) for line in run.speed_file.read_text().splitlines()]
+    assert [line["step"] for line in speeds] == [1, 2]
 
 
 def test_checkpoints_round_trip_without_pickled_classes(run):
