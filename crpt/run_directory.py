@@ -32,6 +32,9 @@ STAGE_LEAVES = {
 }
 """The file by which a stage's config section (and its input's) becomes binding."""
 
+_BEFORE_RECORDING = {".lock", "config.json", "encoder", "checkpoints"}
+"""What a stage may make before it leaves what makes it binding."""
+
 
 class ConfigMismatchError(ValueError):
     """A run directory was opened with another config than the one it was begun with."""
@@ -62,17 +65,51 @@ class RunDirectory:
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Hold the directory for this process; the lock goes with the process, however it ends."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("w") as lock:
+        """Hold the directory for this process; the lock goes with the process, however it ends.
+
+        What fails before it has recorded anything leaves no directory behind.
+        """
+        bare = not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir()))
+        missing = [path for path in (self.path, *self.path.parents) if not path.exists()]
+        with self._lock():
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise RunDirectoryBusyError(
-                    f"another process is running in {self.path}; wait for it, or choose another "
-                    "--run-dir"
-                ) from error
-            yield
+                yield
+            except BaseException:
+                if bare:
+                    self._remove_unless_recorded(missing)
+                raise
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        while True:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with (self.path / ".lock").open("w") as lock:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError as error:
+                    raise RunDirectoryBusyError(
+                        f"another process is running in {self.path}; wait for it, or choose "
+                        "another --run-dir"
+                    ) from error
+                if os.fstat(lock.fileno()).st_nlink == 0:
+                    continue  # who held it has removed it: no lock for those who come next
+                yield
+                return
+
+    def _remove_unless_recorded(self, made: list[Path]) -> None:
+        """made: the directory and those above it that were not there before, innermost first."""
+        found = {path.name for path in self.path.iterdir()}
+        if found - _BEFORE_RECORDING or any(map(self._binding, STAGE_LEAVES)):
+            return
+        for name in found - {".lock"}:
+            path = self.path / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        (self.path / ".lock").unlink()
+        for path in made:
+            try:
+                path.rmdir()
+            except OSError:  # somebody else has put something there
+                return
 
     def read_config(self) -> dict[str, Any]:
         if not self.config_file.exists():
@@ -213,6 +250,12 @@ class RunDirectory:
             raise RunFileError(
                 f"{path} is not readable JSON ({error}); delete it to measure again"
             ) from error
+
+
+def dataset_in(path: Path) -> Path:
+    """The dataset of a run directory; any other path as it is."""
+    own = path / "dataset"
+    return own if (own / "dataset.json").exists() and not (path / "dataset.json").exists() else path
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:

@@ -118,7 +118,7 @@ def pretrain_stage(context: Context, config: PretrainConfig) -> Encoder:
     if missing:
         raise StageOrderError(
             f"{missing[0]} should be a dataset to pre-train on; record one first: "
-            f"python -m crpt.collect --run-dir {context.run.path}"
+            f"python -m crpt.collect --run-dir {context.run.path}, or name one: --dataset"
         )
     if has_encoder(context.run.encoder_dir) and not context.run.has_checkpoint(PRETRAIN):
         raise ConfigMismatchError(
