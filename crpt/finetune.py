@@ -19,11 +19,11 @@ from crpt.agents import SAC, IntrinsicReward
 from crpt.agents.features import FeatureExtractor
 from crpt.agents.policy import mean_action, trained_policy
 from crpt.agents.replay import LONGEST_EPISODE, AgentReplay, ring_capacity
+from crpt.collect.random_play import discount_of, state_of
 from crpt.config import FinetuneConfig
 from crpt.encoder import Encoder
 from crpt.evaluate import Policy, episode_seed, evaluate_policy, summary
 from crpt.interrupt import Interrupted, StopRequest
-from crpt.random_play import discount_of, state_of
 from crpt.replay import DomainSpec
 from crpt.run_directory import RunDirectory
 from crpt.seeds import stream_seed

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crpt import envs
-from crpt.collect_progress import Bars
-from crpt.collect_workers import record_in_processes
-from crpt.random_play import MakeEnv, is_complete, record, resume
+from crpt.collect.progress import Bars
+from crpt.collect.random_play import MakeEnv, is_complete, record, resume
+from crpt.collect.workers import record_in_processes
 from crpt.replay import DatasetError, DatasetLockedError, ReplayBuffer, require_disk_space
 
 if TYPE_CHECKING:
@@ -186,9 +186,3 @@ def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
         for name, value in here.items()
         if there.get(name) != value
     )
-
-
-if __name__ == "__main__":
-    from crpt.commands import run
-
-    run("collect")
