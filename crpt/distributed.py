@@ -50,6 +50,20 @@ class Team:
         if self.control is not None:
             dist.barrier(self.control)
 
+    def require_same(self, what: str, value: object) -> None:
+        """ValueError in every process unless all have the same value."""
+        if self.control is None:
+            return
+        values: list[object] = [None] * self.size
+        dist.all_gather_object(values, value, self.control)
+        for rank, other in enumerate(values):
+            if other != values[0]:
+                raise ValueError(
+                    f"{what} should be the same for all processes, got {values[0]} in process 0 "
+                    f"and {other} in process {rank}; put --run-dir and the datasets where all "
+                    "hosts see the same files"
+                )
+
     @torch.no_grad()
     def mean(self, x: Tensor) -> Tensor:
         """The mean over processes, without gradient."""

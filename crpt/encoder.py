@@ -17,6 +17,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from crpt.files import replace_files
+from crpt.seeds import seeded
 
 FORMAT_VERSION = 1
 CONFIG_FILE = "config.json"
@@ -234,8 +235,7 @@ class Encoder(nn.Module):
 
 def initial_encoder(config: EncoderConfig, seed: int) -> Encoder:
     """What pre-training with this seed begins with; torch's random state stays as it is."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         return Encoder(dataclasses.replace(config, prototypes=0))
 
 

@@ -50,14 +50,19 @@ def pretrain(
 
     Raises:
         ValueError: the buffer cannot be trained on: no domains, too few transitions in one, or
-            frames that differ or are not square.
+            frames that differ or are not square; or the processes see different files.
         CheckpointError: the checkpoint is not one of this stage and these sizes.
         DivergenceError: the loss or a weight is not finite; the last checkpoint is kept.
         Interrupted: on Ctrl-C, after a checkpoint; in the last round, after `encoder/` too.
     """
     saved = run.load_checkpoint(STAGE)
-    finished = isinstance(saved, dict) and saved.get("round") == config.rounds
-    if finished and has_encoder(run.encoder_dir):
+    done = saved.get("round") if isinstance(saved, dict) else None
+    exported = has_encoder(run.encoder_dir)
+    # Otherwise they would train on shares of different batches, or wait for each other in vain.
+    team.require_same("the round of the checkpoint, and whether it is exported,", (done, exported))
+    held = {domain: buffer.num_transitions(domain) for domain in sorted(buffer.domains)}
+    team.require_same("the transitions of the domains", held)
+    if done == config.rounds and exported:
         return Encoder.from_pretrained(run.encoder_dir)
     trainer = Trainer(config, buffer, seed=seed, device=torch.device(device), team=team)
     if saved is not None:

@@ -51,11 +51,21 @@ def check_sizes(
         raise ValueError(
             f"batch_size should be a multiple of the {team.size} processes, got {config.batch_size}"
         )
-    shares = len(config.domains or domains)
-    if config.batches == "mixed" and config.batch_size < shares:
+    names = (config.domains or domains) if config.batches == "mixed" else ()
+    shares = max(1, len(names))
+    if config.batch_size < shares:
         raise ValueError(
             f"batch_size should be at least the number of domains, {shares}, with batches "
             f"mixed, got {config.batch_size}"
+        )
+    # Rows are drawn one by one, with replacement: more of them than there are would repeat some in
+    # every batch, and prototypes would be shared out among copies.
+    most = min(n * shares // max(1, names.count(domain)) for domain, n in found.items())
+    if config.batch_size > most:
+        held = ", ".join(f"{domain} {n}" for domain, n in found.items())
+        raise ValueError(
+            f"batch_size should be at most {most}, as many as there are transitions for ({held}), "
+            f"got {config.batch_size}; record more, or choose a smaller batch_size"
         )
 
 

@@ -204,8 +204,8 @@ class RunDirectory:
         if keep > 1:
             # Another name of the same file: it takes no room of its own.
             replace_file(self.checkpoint_dir / f"{name}-{step:09d}.pt", partial(_link, newest))
-        older = self._older_checkpoints(name)
-        for path in older[: len(older) - (keep if keep > 1 else 0)]:
+        newest_first = self._older_checkpoints(name)[::-1]
+        for path in newest_first[keep if keep > 1 else 0 :]:
             path.unlink()
 
     def has_checkpoint(self, name: str) -> bool:

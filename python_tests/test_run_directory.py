@@ -164,6 +164,16 @@ def test_checkpoints_round_trip_without_pickled_classes(run):
     assert torch.equal(run.load_checkpoint("pretrain")["model"]["w"], state["model"]["w"])
 
 
+@pytest.mark.parametrize("keep", [1, 2, 3, 4, 7])
+def test_as_many_checkpoints_stay_as_were_asked_for(run, keep):
+    for step in range(1, 10):
+        run.save_checkpoint("pretrain", {"round": step}, step=step, keep=keep)
+        numbered = sorted(run.checkpoint_dir.glob("pretrain-*.pt"))
+        kept = [torch.load(path, weights_only=True)["round"] for path in numbered]
+        assert kept == ([] if keep == 1 else list(range(max(1, step - keep + 1), step + 1)))
+        assert run.load_checkpoint("pretrain")["round"] == step
+
+
 def test_a_damaged_checkpoint_is_named_with_the_remedy(run):
     run.save_checkpoint("pretrain", {"w": torch.zeros(1000)})
     path = run.checkpoint_dir / "pretrain.pt"
