@@ -98,8 +98,9 @@ def collect_command(arguments: CollectArguments) -> None:
 def pretrain_command(arguments: PretrainArguments) -> None:
     """Pre-train the encoder on a dataset of random play; on several processes by torchrun
     --nproc-per-node N -m crpt.pretrain."""
-    first, *more = [dataset_in(path) for path in arguments.dataset] or [None]
-    context = replace(cli.context(arguments, dataset=first), more_datasets=tuple(more))
+    datasets = [dataset_in(path) for path in arguments.dataset]
+    context = cli.context(arguments, dataset=datasets[0] if datasets else None)
+    context = replace(context, more_datasets=tuple(datasets[1:]))
     with distributed.join(torch.device(context.device)) as team:
         pretrain_stage(replace(context, team=team), arguments.config)
     if team.leads:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 import crpt.ops
 from crpt.config import ProbeConfig
-from crpt.encoder import Encoder
+from crpt.encoder import Encoder, on_device
 from crpt.measures import effective_rank, prototypes_in_use, temporal_retrieval
 from crpt.replay import ReplayBuffer
 from crpt.ridge import held_out_accuracy, held_out_r2
@@ -155,12 +155,12 @@ def _check_play(dataset: ReplayBuffer, encoder: Encoder) -> None:
             f"{render[1]}, got {render[0]}"
         )
     size = encoder.config.image_size
-    others = {d: dataset.spec(d).frame_shape for d in dataset.domains}
-    others = {d: list(shape) for d, shape in others.items() if shape[-2:] != (size, size)}
+    shapes = {domain: dataset.spec(domain).frame_shape for domain in dataset.domains}
+    others = [f"{d} {list(shape)}" for d, shape in shapes.items() if shape[1:] != (size, size)]
     if others:
         raise ValueError(
             f"frames of the dataset should be of {size}x{size}, as the encoder was trained on, got "
-            + ", ".join(f"{domain} {shape}" for domain, shape in others.items())
+            + ", ".join(others)
         )
     if None not in repeat and repeat[0] != repeat[1]:
         _log.warning(
@@ -185,7 +185,7 @@ def _states(dataset: ReplayBuffer, domain: str) -> tuple[NDArray[np.float64], ND
 def _encode_all(
     encoder: Encoder, dataset: ReplayBuffer, names: list[str], device: str, bar: tqdm[Any]
 ) -> Encoded:
-    encoder = encoder.freeze().to(device, memory_format=torch.channels_last)
+    encoder = on_device(encoder.freeze(), device)
     generator = torch.Generator().manual_seed(0)
     sketch = torch.randn(encoder.feature_dim, SKETCH_DIM, generator=generator) / SKETCH_DIM**0.5
     sketch = sketch.to(device)

@@ -15,6 +15,7 @@ import gymnasium
 import torch
 
 from crpt import envs, figures
+from crpt.agents.policy import trained_policy
 from crpt.collect import collect
 from crpt.config import (
     CollectConfig,
@@ -27,7 +28,7 @@ from crpt.distributed import ALONE, Team
 from crpt.encoder import Encoder, EncoderFileError, has_encoder, initial_encoder
 from crpt.evaluate import evaluate_policy, random_policy, summary
 from crpt.finetune import STAGE as FINETUNE
-from crpt.finetune import finetune, trained_policy
+from crpt.finetune import finetune
 from crpt.model_card import write_card
 from crpt.pretrain import STAGE as PRETRAIN
 from crpt.pretrain import pretrain

@@ -68,7 +68,7 @@ def _probe_table(probes: list[dict[str, Any]]) -> str:
         "domain", "", "R2 at init", "R2", "gain", "rank at init", "rank", "retrieval at init",
         "retrieval", "by chance", "prototypes",
     )  # fmt: skip
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
             p["domain"],
             "seen" if p["seen"] else "unseen",
@@ -98,7 +98,7 @@ def _probe_table(probes: list[dict[str, Any]]) -> str:
 
 def _pretrain_table(lines: list[dict[str, Any]]) -> str:
     columns = ("batch of", "loss", "distance", "rank of z", "rank of h", "prototypes")
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
             line["domain"],
             f"{line['loss']:.3f}",
@@ -114,7 +114,7 @@ def _pretrain_table(lines: list[dict[str, Any]]) -> str:
 
 def evaluation_text(evaluation: dict[str, Any]) -> str:
     """Return of the policy beside that of random actions."""
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
             label,
             f"{evaluation[name]['return_mean']:.1f}",

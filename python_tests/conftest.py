@@ -8,7 +8,10 @@ import signal
 from collections.abc import Iterator
 
 import pytest
-import torch
+
+# NumPy's small decompositions in the tests: their threads, too, wait for each other.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+import torch  # noqa: E402
 
 # A script's background job starts with Ctrl-C ignored, and so would every process of a test.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
