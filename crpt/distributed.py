@@ -4,7 +4,7 @@ crpt.pretrain`)."""
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -136,6 +136,9 @@ class _SumOverTeam(torch.autograd.Function):
         return total, None
 
 
+_sum_over_team: Callable[[Tensor, dist.ProcessGroup], Tensor] = _SumOverTeam.apply
+
+
 class TeamBatchNorm1d(nn.BatchNorm1d):
     """BatchNorm1d over the rows of all processes; torch's SyncBatchNorm is for GPUs only.
 
@@ -157,9 +160,9 @@ class TeamBatchNorm1d(nn.BatchNorm1d):
         if not self.training:
             return super().forward(x)
         rows = len(x) * self.group.size()
-        mean = _SumOverTeam.apply(x.sum(dim=0), self.group) / rows
+        mean = _sum_over_team(x.sum(dim=0), self.group) / rows
         centred = x - mean
-        variance = _SumOverTeam.apply(centred.square().sum(dim=0), self.group) / rows
+        variance = _sum_over_team(centred.square().sum(dim=0), self.group) / rows
         with torch.no_grad():
             assert self.running_mean is not None
             assert self.running_var is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from crpt.interrupt import Interrupted, StopRequest
 from crpt.model_card import write_card
 from crpt.objectives import Losses
 from crpt.plateau import Plateau
+from crpt.pretrain_input import warn_of_left_out_namesakes
 from crpt.replay import ReplayBuffer
 from crpt.replay.together import name_of
 from crpt.run_directory import CheckpointError, RunDirectory
@@ -66,7 +68,8 @@ def pretrain(
     if saved is not None:
         _restore(trainer, saved, run)
     if team.leads:
-        run.rewind_metrics(STAGE, trainer.round)
+        warn_of_left_out_namesakes(config, buffer)
+        run.rewind_logs(STAGE, trainer.round)
     updates = trainer.batches()
     names = ["+".join(domains) for domains in updates]
     plateau = Plateau(config, len(updates))
@@ -75,7 +78,7 @@ def pretrain(
         desc="pretrain", unit="update", disable=not (progress and team.leads),
     )  # fmt: skip
     stopping = False
-    pace = _Pace(trainer.updates)
+    pace = _Pace(trainer.updates, names)
     with StopRequest() as stop, bar:
         while trainer.round < config.rounds:
             last = trainer.round + 1 == config.rounds
@@ -100,8 +103,9 @@ def pretrain(
                 if team.leads:
                     for name, line in zip(names, lines, strict=True):
                         run.log(STAGE, trainer.round, domain=name, **line)
-                    rate = round(pace.since_last(trainer.updates), 2)
-                    run.log_speed(STAGE, trainer.round, updates_per_second=rate)
+                    rates = pace.since_last(trainer.updates)
+                    for name, rate in rates.items():
+                        run.log_speed(STAGE, trainer.round, domain=name, updates_per_second=rate)
                 distances, ranks = (
                     {name: line[key] for name, line in zip(names, lines, strict=True)}
                     for key in ("distance_from_trivial", "effective_rank")
@@ -133,14 +137,16 @@ def pretrain(
 class _Pace:
     """Updates per second, measured where the host has waited for the device anyway."""
 
-    def __init__(self, updates: int) -> None:
-        self._then, self._before = time.monotonic(), updates
+    def __init__(self, updates: int, names: list[str]) -> None:
+        self._then, self._before, self._names = time.monotonic(), updates, names
 
-    def since_last(self, updates: int) -> float:
+    def since_last(self, updates: int) -> dict[str, float]:
+        """Those of each domain, which have their turns in every round; together, all."""
         now = time.monotonic()
-        rate = (updates - self._before) / max(now - self._then, 1e-9)
+        per_turn = (updates - self._before) / len(self._names) / max(now - self._then, 1e-9)
         self._then, self._before = now, updates
-        return rate
+        turns = Counter(self._names)
+        return {name: round(per_turn * n, 2) for name, n in turns.items()}
 
 
 def _restore(trainer: Trainer, saved: dict[str, Any], run: RunDirectory) -> None:

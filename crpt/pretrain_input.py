@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Literal
 
 import torch
@@ -9,6 +10,9 @@ import torch
 from crpt.config import PretrainConfig
 from crpt.distributed import Team
 from crpt.replay import ReplayBuffer
+from crpt.replay.together import name_of
+
+_log = logging.getLogger(__name__)
 
 
 def precision_on(config: PretrainConfig, device: torch.device) -> Literal["fp32", "bf16"]:
@@ -63,3 +67,19 @@ def check_sizes(
             f"batch_size should be at most {most}, as many as there are transitions for ({held}), "
             f"got {config.batch_size}; record more, or choose a smaller batch_size"
         )
+
+
+def warn_of_left_out_namesakes(config: PretrainConfig, buffer: ReplayBuffer) -> None:
+    """Of a domain that several datasets have, --domains may mean one, and may mean all."""
+    for name in dict.fromkeys(map(name_of, config.domains)):
+        namesakes = [d for d in sorted(buffer.domains) if name_of(d) == name]
+        left_out = [d for d in namesakes if d not in config.domains]
+        if left_out:
+            _log.warning(
+                "of %s, which several datasets have, %s is trained on and %s left out; for all of "
+                "it name --domains %s",
+                name,
+                ", ".join(d for d in namesakes if d in config.domains),
+                ", ".join(left_out),
+                " ".join(namesakes),
+            )

@@ -86,6 +86,19 @@ def test_an_unknown_task_is_explained(tmp_path, workers):
     config = CollectConfig(domains=("cheeta_run", "walker_runs"), transitions=5, workers=workers)
     with pytest.raises(random_play.CollectError, match=r"cheetah_run|walker_run"):
         collect(config, tmp_path / "data", seed=0, progress=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failure_leaves_what_was_there_before(tmp_path):
+    (tmp_path / "data").mkdir()
+    with pytest.raises(random_play.CollectError):
+        toy_collect(tmp_path / "data", toy_env.make_failing, domains=("broken",))
+    assert (tmp_path / "data").exists()
+    toy_collect(tmp_path / "data")
+    before = contents(tmp_path / "data")
+    with pytest.raises(random_play.CollectError):
+        toy_collect(tmp_path / "data", toy_env.make_failing, domains=("broken",))
+    assert contents(tmp_path / "data") == before
 
 
 def test_no_opengl_in_a_worker_is_the_one_clear_message(tmp_path):

@@ -7,6 +7,7 @@ import fcntl
 import importlib.metadata
 import logging
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -64,6 +65,20 @@ def collect(
     if seed < 0:
         raise ValueError(f"seed should be at least 0, got {seed}")
     dataset = Path(dataset)
+    new = not dataset.exists()
+    try:
+        return _collect(config, dataset, seed, make_env, progress)
+    except DatasetLockedError:
+        raise  # another's
+    except BaseException:
+        if new:
+            _remove_unless_recorded(dataset)
+        raise
+
+
+def _collect(
+    config: CollectConfig, dataset: Path, seed: int, make_env: MakeEnv, progress: bool
+) -> ReplayBuffer:
     buffer = _open(config, dataset, seed)
     pending = [domain for domain in config.domains if not is_complete(config, buffer, domain)]
     if pending:
@@ -96,6 +111,14 @@ def collect(
                     on_progress=partial(bars.show_one, domain),
                 )
     return ReplayBuffer.open(dataset)
+
+
+def _remove_unless_recorded(dataset: Path) -> None:
+    """Of a dataset that this call has begun nothing stays unless a transition was recorded."""
+    with contextlib.suppress(DatasetError, OSError), _exclusive(dataset):
+        buffer = ReplayBuffer.open(dataset)
+        if not any(buffer.num_transitions(d, frame_stack=1) for d in buffer.domains):
+            shutil.rmtree(dataset)
 
 
 @contextlib.contextmanager

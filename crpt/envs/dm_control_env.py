@@ -33,6 +33,7 @@ class DMControlEnv(gymnasium.Env):
 
     metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012, gymnasium's own convention
     render_mode = "rgb_array"
+    action_space: Box
 
     def __init__(
         self,

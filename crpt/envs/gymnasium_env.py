@@ -39,6 +39,7 @@ class GymnasiumEnv(gymnasium.Env):
 
     metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012, gymnasium's own convention
     render_mode = "rgb_array"
+    action_space: Box
 
     def __init__(self, domain: str, *, action_repeat: int = 2, image_size: int = 84) -> None:
         spec = find_spec(domain)
