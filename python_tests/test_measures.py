@@ -20,6 +20,12 @@ def test_effective_rank_of_isotropic_directions_is_their_number():
     assert effective_rank(points) == pytest.approx(5.0, abs=1e-6)
 
 
+def test_rounding_adds_nothing_to_the_effective_rank_of_many_dimensions():
+    basis = torch.linalg.qr(torch.randn(512, 512, dtype=torch.float64)).Q[:, :5]
+    points = torch.cat([basis.T, -basis.T]).repeat(50, 1)
+    assert effective_rank(points) == pytest.approx(5.0, abs=1e-9)
+
+
 def test_effective_rank_ignores_a_common_offset():
     x = torch.randn(200, 8, dtype=torch.float64)
     assert effective_rank(x + 5) == pytest.approx(effective_rank(x), rel=1e-6)
