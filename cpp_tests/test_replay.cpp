@@ -242,6 +242,18 @@ TEST(Replay, GivenSlotsAreGathered) {
   }
 }
 
+TEST(Replay, AStepThatWasNeverCountedIsNotGathered) {
+  Arrays arrays(8);
+  Writer writer(arrays.ring(), false, true);
+  for (uint64_t episode = 0; episode < 3; ++episode) append_episode(writer, 0, episode, 3);
+  const int64_t slot = 3;  // of ticket 11, the newest: the ring has gone round
+  Drawn drawn(1, 2, 1);
+  drawn.args.slots = &slot;
+  EXPECT_EQ(drawn.sample(arrays.ring(), 0).status, SampleResult::done);
+  --arrays.head;  // as if its writer had died before it counted the step
+  EXPECT_EQ(drawn.sample(arrays.ring(), 0).status, SampleResult::not_whole);
+}
+
 TEST(Replay, RandomWordsBelowABoundAreUniform) {
   std::vector<int> counts(10);
   for (uint64_t row = 0; row < 1000; ++row) {
