@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -51,15 +52,23 @@ def check_sizes(
         raise ValueError(
             f"batch_size should be a multiple of the {team.size} processes, got {config.batch_size}"
         )
-    names = (config.domains or domains) if config.batches == "mixed" else ()
-    shares = max(1, len(names))
-    if config.batch_size < shares:
+    shares = len(config.domains or domains)
+    if config.batches == "mixed" and config.batch_size < shares:
         raise ValueError(
             f"batch_size should be at least the number of domains, {shares}, with batches "
             f"mixed, got {config.batch_size}"
         )
-    # Rows are drawn one by one, with replacement: more of them than there are would repeat some in
-    # every batch, and prototypes would be shared out among copies.
+    check_batch(config, found)
+
+
+def check_batch(config: PretrainConfig, found: Mapping[str, int]) -> None:
+    """ValueError for a batch with more rows of a domain than this has transitions.
+
+    They are drawn with replacement: so many would repeat some in every batch, and prototypes would
+    be shared out among copies.
+    """
+    names = (config.domains or tuple(found)) if config.batches == "mixed" else ()
+    shares = max(1, len(names))
     most = min(n * shares // max(1, names.count(domain)) for domain, n in found.items())
     if config.batch_size > most:
         held = ", ".join(f"{domain} {n}" for domain, n in found.items())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from crpt.config import Stages
+from crpt.pretrain_input import check_batch
 from crpt.stages import (
     Context,
     collect_stage,
@@ -53,6 +54,7 @@ def _require_that_stages_fit(stages: Stages) -> None:
             f"pretrain.domains should be some of those collected, {', '.join(played)}, got "
             f"{', '.join(unknown)}"
         )
+    check_batch(pretrain, dict.fromkeys(pretrain.domains or played, stages.collect.transitions))
     if finetune.embedding_statistics == "task" and pretrain.embedding_norm == "none":
         raise ValueError(
             "finetune.embedding_statistics should be pretraining with pretrain.embedding_norm "

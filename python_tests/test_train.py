@@ -151,6 +151,7 @@ def test_another_config_is_refused_and_changes_nothing(finished):
     [
         ("pretrain", {"domains": ("dot_green",)}, r"domains should be some .* got dot_green"),
         ("pretrain", {"objective": "byol"}, r"intrinsic_reward should be 0 .* got 0\.2"),
+        ("pretrain", {"batch_size": 121}, "batch_size should be at most 120, .* got 121"),
         (
             "finetune",
             {"embedding_statistics": "task"},
