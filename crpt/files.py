@@ -52,24 +52,15 @@ def replace_files(writes: dict[Path, Write]) -> None:
         _sync(sign.parent)
 
 
-def append_line(path: Path, line: str) -> None:
-    """Add a line to a log; who is killed meanwhile leaves a part of it. Raises DiskFullError."""
+def append_text(path: Path, text: str) -> None:
+    """Add to the end of a file; raises DiskFullError, perhaps with a part of the text there."""
     try:
-        with path.open("a") as log:
-            log.write(line + "\n")
+        with path.open("a") as file:
+            file.write(text)
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise
-        raise _full(error.errno, path) from error
-
-
-def _full(reason: int, path: Path) -> DiskFullError:
-    free = shutil.disk_usage(path.parent).free
-    return DiskFullError(
-        reason,
-        f"{os.strerror(reason)}: {path} could not be written ({free / 1e6:,.1f} MB free); "
-        "what it held before is kept: make room and run the same command again",
-    )
+        raise _disk_full(error.errno, path) from error
 
 
 @contextmanager
@@ -85,10 +76,19 @@ def _draft(path: Path, write: Write) -> Iterator[Path]:
             reason = _no_room(error, draft)
             if reason is None:
                 raise
-            raise _full(reason, path) from error
+            raise _disk_full(reason, path) from error
         yield draft
     finally:
         draft.unlink(missing_ok=True)
+
+
+def _disk_full(reason: int, path: Path) -> DiskFullError:
+    free = shutil.disk_usage(path.parent).free
+    return DiskFullError(
+        reason,
+        f"{os.strerror(reason)}: {path} could not be written ({free / 1e6:,.1f} MB free); "
+        "what it held before is kept: make room and run the same command again",
+    )
 
 
 def _no_room(error: Exception, draft: Path) -> int | None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from toy_replay import filled
 
-from crpt.files import DiskFullError, append_line, replace_file, replace_files
+from crpt.files import DiskFullError, replace_file, replace_files
 from crpt.replay import DatasetFullError
 
 
@@ -61,16 +61,6 @@ def test_a_dataset_larger_than_the_user_may_write_is_named(tmp_path, largest_fil
     with pytest.raises(DatasetFullError, match=r"no room for .*frames\.npy.*make room"):
         filled(tmp_path / "data", capacity=largest_file)
     assert not list(tmp_path.iterdir())
-
-
-def test_a_line_that_a_full_disk_does_not_take_is_told(tmp_path):
-    log = tmp_path / "log"
-    append_line(log, "one")
-    append_line(log, "two")
-    assert log.read_text() == "one\ntwo\n"
-    (tmp_path / "full").symlink_to("/dev/full")
-    with pytest.raises(DiskFullError, match=r"No space left.*/full could not be.*make room"):
-        append_line(tmp_path / "full", "three")
 
 
 def test_another_error_of_the_writer_is_not_blamed_on_the_disk(tmp_path):
