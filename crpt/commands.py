@@ -23,6 +23,7 @@ from crpt.config import (
     ProbeConfig,
     Stages,
 )
+from crpt.run_directory import dataset_in
 from crpt.stages import (
     StageOrderError,
     collect_stage,
@@ -53,8 +54,9 @@ class CollectArguments(cli.Common):
 class PretrainArguments(cli.Common):
     config: OmitArgPrefixes[PretrainConfig] = PretrainConfig()
     dataset: tuple[Path, ...] = ()
-    """Directories of datasets to train on together, of several hosts for example; none:
-    RUN_DIR/dataset. A domain that an earlier one has, too, is NAME#2, also for --domains."""
+    """Directories of datasets, or of runs that have one, to train on together, of several hosts for
+    example; none: RUN_DIR/dataset. A domain that an earlier one has, too, is NAME#2, also for
+    --domains."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +98,9 @@ def collect_command(arguments: CollectArguments) -> None:
 def pretrain_command(arguments: PretrainArguments) -> None:
     """Pre-train the encoder on a dataset of random play; on several processes by torchrun
     --nproc-per-node N -m crpt.pretrain."""
-    first, *more = arguments.dataset or (None,)
-    context = replace(cli.context(arguments, dataset=first), more_datasets=tuple(more))
+    datasets = [dataset_in(path) for path in arguments.dataset]
+    context = cli.context(arguments, dataset=datasets[0] if datasets else None)
+    context = replace(context, more_datasets=tuple(datasets[1:]))
     with distributed.join(torch.device(context.device)) as team:
         pretrain_stage(replace(context, team=team), arguments.config)
     if team.leads:

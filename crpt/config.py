@@ -10,6 +10,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+Objective = Literal["crptpro", "atc", "byol", "autoencoder"]
+
 RESUMABLE: dict[str, Any] = {"resumable": True}
 """Marks a field that may change when a run goes on: it says how, not what."""
 GROWS: dict[str, Any] = {"grows_until": "pretrain"}
@@ -85,7 +87,7 @@ class CollectConfig:
 class PretrainConfig:
     """Self-supervised pre-training of the encoder."""
 
-    objective: Literal["crptpro", "atc", "byol", "autoencoder"] = "crptpro"
+    objective: Objective = "crptpro"
     """What is minimised: prototypes (the paper), or one of the comparators under the same data and
     budget: augmented temporal contrast, self-prediction one step ahead, pixel reconstruction."""
     rounds: int = 16_666

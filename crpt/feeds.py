@@ -170,7 +170,7 @@ class ResidentFeed(Feed):
 
 def whole(views: Sequence[Tensor]) -> Tensor:
     """The rows of all; of floats channels-last, which is what their convolutions want."""
-    batch = views[0] if len(views) == 1 else torch.cat(views)
+    batch = views[0] if len(views) == 1 else torch.cat(list(views))
     if batch.dtype == torch.uint8:
         return batch.contiguous()
     return batch.contiguous(memory_format=torch.channels_last)

@@ -213,7 +213,7 @@ def _fill(
     """pixels: [2, n, K*C, H, W], obs and next_obs of n rows."""
     obs, next_obs = pixels
     like = buffer.empty(domain, 1, frame_stack=config.frame_stack)
-    scalars = {
+    scalars: dict[str, Any] = {
         name: torch.empty((len(obs), *tensor.shape[1:]), dtype=tensor.dtype)
         for name, tensor in like.tensors()
         if name not in ("obs", "next_obs")

@@ -11,6 +11,7 @@ from crpt.stages import (
     pretrain_stage,
     probe_stage,
     require_known_names,
+    warn_of_another_action_repeat,
 )
 from crpt.summary import render, summarise
 
@@ -32,6 +33,7 @@ def train(context: Context, stages: Stages) -> str:
             "evaluate": stages.evaluate,
         }
     )
+    warn_of_another_action_repeat(stages.finetune, stages.collect.action_repeat)
     collect_stage(context, stages.collect)
     pretrain_stage(context, stages.pretrain)
     probe_stage(context, stages.probe)

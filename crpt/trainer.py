@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from crpt.byte_encoder import bytes_are_faster
 from crpt.config import PretrainConfig
 from crpt.distributed import ALONE, Team
-from crpt.encoder import EncoderConfig, initial_encoder
+from crpt.encoder import EncoderConfig, initial_encoder, on_device
 from crpt.feeds import Domains, Feed, ResidentFeed, ViewConfig, fits, parts, whole
 from crpt.measures import (
     assignment_perplexity,
@@ -86,7 +86,7 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed + 1)
             model = build(encoder, config)
-        self.model = model.to(device, memory_format=torch.channels_last)
+        self.model = on_device(model, device)
         self.model.join(team)
         self.forward: Callable[[Tensor, Tensor], Losses] = self.model
         if team.group is not None:

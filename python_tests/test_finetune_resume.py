@@ -107,7 +107,8 @@ def ctrl_c_when(monkeypatch, owner, method: str, condition) -> None:
 @pytest.mark.parametrize(
     ("step", "message"),
     [
-        (100, "at agent step 100 of 150; it goes on from step 72"),
+        (70, "at agent step 70 of 150; it goes on from step 60"),  # before the first checkpoint
+        (100, "at agent step 100 of 150; it goes on from step 96"),  # after the checkpoint of 84
         (108, "at agent step 108 of 150; it goes on from step 108"),  # the last of an episode
         (150, "at agent step 150 of 150; it goes on from step 150"),  # and of the run
     ],
@@ -115,7 +116,9 @@ def ctrl_c_when(monkeypatch, owner, method: str, condition) -> None:
 def test_ctrl_c_stops_between_steps_and_says_where_it_goes_on(
     step, message, encoder, tmp_path, monkeypatch
 ):
-    config = replace(small.FINETUNE, evaluate_every=1000)
+    # In a ring that goes round.
+    monkeypatch.setattr(crpt.agents.replay, "LONGEST_EPISODE", dot_env.EPISODE)
+    config = replace(small.FINETUNE, evaluate_every=1000, checkpoint_every=75, replay_capacity=20)
     whole, _ = run_all(config, encoder, tmp_path / "whole")
     with monkeypatch.context() as patch:
         patch.setattr(Finetuner, "_evaluate", lambda self, check_stop: None)

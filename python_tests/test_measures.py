@@ -94,5 +94,15 @@ def test_temporal_retrieval_is_the_definition(monkeypatch, block):
         assert got == pytest.approx(expected)
 
 
+def test_temporal_retrieval_tells_embeddings_apart_that_are_all_but_equal():
+    """As those of a task that an encoder knows little of: unit length, one direction."""
+    generator = torch.Generator().manual_seed(0)
+    episode = torch.arange(10).repeat_interleave(20)
+    walk = torch.randn(len(episode), 16, generator=generator, dtype=torch.float64).cumsum(0)
+    x = (1 + 1e-5 * walk).float()
+    expected = brute_force_retrieval(x.double(), episode, 3, 10)
+    assert temporal_retrieval(x, episode) == pytest.approx(expected)
+
+
 def test_temporal_retrieval_without_neighbours_is_nan():
     assert all(math.isnan(v) for v in temporal_retrieval(torch.randn(4, 2), torch.arange(4)))

@@ -12,6 +12,7 @@ from torch import Tensor
 from crpt import figures
 from crpt.encoder import Encoder, EncoderConfig
 from crpt.probe import SKETCH_DIM, probe, to_json
+from crpt.summary import probe_text
 
 SEEN = ("dot_red", "dot_blue")
 
@@ -94,6 +95,16 @@ def test_the_figures_go_to_json(result):
     row = content["domains"][0]
     assert row["gain"] == row["trained"]["r2"] - row["init"]["r2"]
     assert row["prototypes_in_use"] == 0
+
+
+def test_the_table_sets_retrieval_beside_what_chance_would_find(result):
+    table = probe_text(to_json(result)).split("\n\n")[1].splitlines()
+    heading, _, *rows = table
+    end = heading.index("by chance") + len("by chance")
+    for row, line in zip(result.domains[:3], rows[:3], strict=True):
+        assert line.split()[0] == row.domain
+        assert line[:end].endswith(f" {row.retrieval_by_chance:.1%}")
+        assert line[: end - len("  by chance")].endswith(f" {row.trained.retrieval:.1%}")
 
 
 def test_embeddings_are_those_of_the_frames(dataset, result):

@@ -172,7 +172,8 @@ def test_state_round_trip_continues_bit_for_bit(tmp_path):
     assert torch.equal(sac.act(f, explore=True), other.act(f, explore=True))
 
 
-def test_same_seed_same_agent_and_torch_s_own_state_untouched():
+def test_same_seed_same_agent_and_torch_s_own_state_untouched(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", None)  # what torch.manual_seed calls
     state = torch.random.get_rng_state()
     a, b = agent(3), agent(3)
     assert torch.equal(torch.random.get_rng_state(), state)

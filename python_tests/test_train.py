@@ -65,6 +65,32 @@ def test_probes_refuse_frames_that_are_drawn_otherwise(finished, tmp_path):
         probe(small.PROBE, drawn, encoder, encoder, seen=(), progress=False)
 
 
+def test_probes_refuse_frames_of_another_size(finished, tmp_path):
+    encoder = Encoder.from_pretrained(finished[0])
+    larger = small.dataset(tmp_path / "data", replace(small.COLLECT, image_size=24))
+    with pytest.raises(ValueError, match=r"frames .* should be of 20x20, .* got dot_blue \[3, 24"):
+        probe(small.PROBE, larger, encoder, encoder, seen=(), progress=False)
+
+
+def test_another_action_repeat_than_the_encoder_s_is_named(finished, tmp_path, caplog):
+    encoder = Encoder.from_pretrained(finished[0])
+    slower = replace(small.FINETUNE, action_repeat=3)
+    finetune_stage(context(tmp_path / "run", encoder=finished[0]), slower)
+    assert "fine-tuning's action_repeat is 3, and the encoder was trained on" in caplog.text
+    assert "frames of action_repeat 2" in caplog.text
+    caplog.clear()
+    play = small.dataset(tmp_path / "data", replace(small.COLLECT, action_repeat=3))
+    probe(small.PROBE, play, encoder, encoder, seen=(), progress=False)
+    assert (
+        "played with action_repeat 3, those that the encoder was trained on with 2" in caplog.text
+    )
+    caplog.clear()
+    finetune_stage(context(tmp_path / "same", encoder=finished[0]), small.FINETUNE)
+    play = small.dataset(tmp_path / "same" / "data")
+    probe(small.PROBE, play, encoder, encoder, seen=(), progress=False)
+    assert not caplog.text
+
+
 def test_the_run_directory_holds_what_it_promises(finished):
     path, _ = finished
     config = json.loads((path / "config.json").read_text())
@@ -222,7 +248,7 @@ def test_a_longer_trained_agent_or_more_episodes_are_evaluated_again(finished, t
     assert more["policy"]["returns"][:3] == first["policy"]["returns"]
 
 
-def test_every_environment_is_made_as_its_stage_says(tmp_path, monkeypatch):
+def test_every_environment_is_made_as_its_stage_says(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("crpt.collect.os.sched_getaffinity", lambda process: {0})  # no workers
     made = []
 
@@ -236,6 +262,8 @@ def test_every_environment_is_made_as_its_stage_says(tmp_path, monkeypatch):
         finetune=replace(small.FINETUNE, action_repeat=2),
     )
     train(context(tmp_path, make_env=make), stages)
+    # Told before hours are spent, and again.
+    assert caplog.text.count("fine-tuning's action_repeat is 2, and the encoder was trained") == 2
     played = [("dot_red", "fast", 3), ("dot_blue", "fast", 3)]
     assert made[:2] == played
     assert sorted(made[2:5]) == sorted([*played, ("dot_green", "fast", 3)])

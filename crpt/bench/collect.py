@@ -27,10 +27,10 @@ from crpt import envs
 from crpt.bench import machine
 from crpt.bench.table import Column, Table, significant
 from crpt.bench.timing import OtherLoad
-from crpt.collect_workers import record_in_processes, render_threads
+from crpt.collect.random_play import Player
+from crpt.collect.workers import record_in_processes, render_threads
 from crpt.config import CollectConfig
 from crpt.files import replace_file
-from crpt.random_play import Player
 from crpt.replay import ReplayBuffer
 
 SCHEMA = 1

@@ -93,5 +93,6 @@ class TargetObjective(Objective):
     @torch.no_grad()
     def after_update(self) -> None:
         """target <- (1 - rate) target + rate online."""
-        target, online = list(self.target.parameters()), list(self.online.parameters())
+        target: list[Tensor] = list(self.target.parameters())
+        online: list[Tensor] = list(self.online.parameters())
         torch._foreach_lerp_(target, online, self.config.target_rate)
