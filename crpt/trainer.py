@@ -154,14 +154,11 @@ class Trainer:
                 dtype=views.dtype,
                 device=self.device,
                 generator=self.generator,
+                rows=part.of(views.rows),
             )
             for part in parts(domains, c.batch_size)
         ]
-        obs, next_obs = (
-            made[0] if len(made) == 1 else torch.cat(made)
-            for made in ([b.obs for b in batches], [b.next_obs for b in batches])
-        )
-        return whole([obs[views.rows]]), whole([next_obs[views.rows]])
+        return whole([b.obs for b in batches]), whole([b.next_obs for b in batches])
 
     def update(self, domains: Domains) -> Losses:
         """One update on a batch of these domains. The numbers among its losses stay; the rest of

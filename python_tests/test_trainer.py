@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from crpt.distributed import Team
 from crpt.encoder import Encoder, EncoderConfig
 from crpt.ops import conv_cpu, reference
 from crpt.pretrain import Trainer
@@ -101,6 +102,36 @@ def test_updates_are_those_written_by_hand(buffer):
             # On the mean: Adam divides a gradient by its own size, so where that is next to nothing
             # one weight may take a step of another sign. A wrong update is off by 1e-4 and more.
             assert (state[k] - expected).abs().mean() < 1e-6, (step, k)
+
+
+@pytest.mark.parametrize("batches", ["alternate", "mixed"])
+def test_a_process_of_a_team_makes_its_own_rows_of_the_batch_alone(buffer, monkeypatch, batches):
+    config = replace(CONFIG, batches=batches)
+    alone = Trainer(config, buffer, seed=3, device=torch.device("cpu"))
+    made = []
+    sample = buffer.sample
+
+    def counted(*args, **options):
+        batch = sample(*args, **options)
+        made.append(len(batch.obs))
+        return batch
+
+    for rank in range(3):
+        mine = Trainer(config, buffer, seed=3, device=torch.device("cpu"))
+        mine.generator.set_state(alone.generator.get_state())
+        mine.team = Team(rank, 3)
+        monkeypatch.setattr(buffer, "sample", counted)
+        found = [mine.sample(domains) for domains in mine.batches()]
+        monkeypatch.undo()
+        assert sum(made) == 4 * len(found)
+        made.clear()
+        before = alone.generator.get_state()
+        for (obs, next_obs), domains in zip(found, alone.batches(), strict=True):
+            whole_obs, whole_next_obs = alone.sample(domains)
+            assert torch.equal(obs, whole_obs[4 * rank : 4 * rank + 4])
+            assert torch.equal(next_obs, whole_next_obs[4 * rank : 4 * rank + 4])
+        assert torch.equal(mine.generator.get_state(), alone.generator.get_state())
+        alone.generator.set_state(before)
 
 
 @pytest.mark.parametrize(

@@ -92,9 +92,8 @@ class Forward {
     for (int64_t c = 0; c < a_.channels; ++c) pack_pixels(a_.layers[0], c, pixels_.get()[c]);
     for (int64_t l = 0; l < a_.layer_count; ++l) {
       const ConvLayer& layer = a_.layers[l];
-      for (int64_t o = 0; o < kConvChannels; ++o) {
-        (o < kLanes ? begins_.get()[l].low : begins_.get()[l].high)[o % kLanes] = layer.bias[o];
-      }
+      load(layer.bias, begins_.get()[l].low);
+      load(layer.bias + kLanes, begins_.get()[l].high);
       if (l == 0) continue;
       pack_window(
           [&](int64_t o, int64_t i, int64_t dy, int64_t dx) {
