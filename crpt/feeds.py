@@ -89,7 +89,7 @@ def fits(buffer: ReplayBuffer, domains: Domains, device: torch.device) -> bool:
     return frame_bytes(buffer, domains) <= RESIDENT_SHARE * free
 
 
-class Ring:
+class StagingBuffers:
     """Buffers on the host that are sent to the device in turns, each written again only when the
     device has read it."""
 
@@ -132,7 +132,7 @@ class ResidentFeed(Feed):
             config.batch_size * (2 * config.frame_stack + 4), dtype=torch.int64, device=device
         )
         pinned = device.type == "cuda"
-        self._host = Ring(
+        self._host = StagingBuffers(
             [
                 torch.zeros(self._numbers.shape, dtype=torch.int64, pin_memory=pinned)
                 for _ in range(AHEAD)

@@ -51,6 +51,17 @@ def replace_files(writes: dict[Path, Write]) -> None:
         _sync(sign.parent)
 
 
+def append_text(path: Path, text: str) -> None:
+    """Add to the end of a file; raises DiskFullError, perhaps with a part of the text there."""
+    try:
+        with path.open("a") as file:
+            file.write(text)
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise _disk_full(error.errno, path) from error
+
+
 @contextmanager
 def _draft(path: Path, write: Write) -> Iterator[Path]:
     """A filled temporary file beside `path`, gone at the end unless it was put in place."""
@@ -64,15 +75,19 @@ def _draft(path: Path, write: Write) -> Iterator[Path]:
             reason = _no_room(error, draft)
             if reason is None:
                 raise
-            free = shutil.disk_usage(path.parent).free
-            raise DiskFullError(
-                reason,
-                f"{os.strerror(reason)}: {path} could not be written ({free / 1e6:,.1f} MB free); "
-                "what it held before is kept: make room and run the same command again",
-            ) from error
+            raise _disk_full(reason, path) from error
         yield draft
     finally:
         draft.unlink(missing_ok=True)
+
+
+def _disk_full(reason: int, path: Path) -> DiskFullError:
+    free = shutil.disk_usage(path.parent).free
+    return DiskFullError(
+        reason,
+        f"{os.strerror(reason)}: {path} could not be written ({free / 1e6:,.1f} MB free); "
+        "what it held before is kept: make room and run the same command again",
+    )
 
 
 def _no_room(error: Exception, draft: Path) -> int | None:

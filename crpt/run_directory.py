@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from crpt.files import replace_file
+from crpt.files import append_text, replace_file
 
 STAGE_LEAVES = {
     "collect": "dataset/*/cursor",
@@ -188,8 +188,7 @@ class RunDirectory:
 
     def _append(self, file: Path, line: dict[str, Any]) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
-        with file.open("a") as log:
-            log.write(json.dumps(line) + "\n")
+        append_text(file, json.dumps(line) + "\n")
 
     def save_checkpoint(
         self, name: str, state: dict[str, Any], *, step: int = 0, keep: int = 1

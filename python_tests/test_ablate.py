@@ -191,6 +191,9 @@ def test_the_command_says_what_it_can_be_asked(monkeypatch, capsys, tmp_path):
         code, _, err = run(monkeypatch, capsys, "alpha", *flags, *wrong)
         assert code == 1
         assert re.search(message, err)
+    code, _, err = run(monkeypatch, capsys, "transitions", *flags, "--dataset", "play")
+    assert code == 1
+    assert "dataset should be none for transitions, which records play" in err
 
 
 def test_the_command_leaves_table_json_and_figure(monkeypatch, capsys, tmp_path):

@@ -72,6 +72,10 @@ def check_lines(pairs, *, within):
         assert mine.keys() == theirs.keys()
         for key in ("loss", "distance_from_trivial"):
             assert theirs[key] == pytest.approx(mine[key], rel=0, abs=within), mine["step"]
+        # Of the whole batch, too: ranks of a share would be lower, and fewer prototypes in use.
+        for key in mine.keys() & {"effective_rank", "usage_entropy", "gradient_norm"}:
+            assert theirs[key] == pytest.approx(mine[key], rel=1e3 * within), (key, mine["step"])
+        assert theirs.get("prototypes_in_use") == mine.get("prototypes_in_use"), mine["step"]
 
 
 # In float64: float32 rounds otherwise on another processor, or in shares, and Adam, which steps by

@@ -8,7 +8,7 @@ import pytest
 import small
 import torch
 
-from crpt.feeds import ResidentFeed, Ring, ViewConfig, frame_bytes, parts
+from crpt.feeds import ResidentFeed, StagingBuffers, ViewConfig, frame_bytes, parts
 from crpt.streamed_feed import StreamedFeed
 
 CPU = torch.device("cpu")
@@ -118,7 +118,7 @@ def test_a_buffer_is_written_again_only_when_the_device_has_read_it():
         def synchronize(self):
             self.waited += 1
 
-    ring = Ring([torch.zeros(2), torch.zeros(2)], CPU)
+    ring = StagingBuffers([torch.zeros(2), torch.zeros(2)], CPU)
     to, events = torch.zeros(2), [Event(), Event()]
     for value, event in zip((1.0, 2.0), events, strict=True):
         ring.writable().fill_(value)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from crpt.config import RESUMABLE, CollectConfig
-from crpt.files import replace_file
+from crpt.files import DiskFullError, replace_file
 from crpt.run_directory import (
     STAGE_LEAVES,
     CheckpointError,
@@ -194,6 +194,14 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
         replace_file(target, fail)
     assert target.read_text() == "old"
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_full_disk_under_the_log_is_named_with_the_remedy(run):
+    run.log("pretrain", 1, loss=1.0)
+    run.metrics_file.unlink()
+    run.metrics_file.symlink_to("/dev/full")
+    with pytest.raises(DiskFullError, match=r"No space left.*/metrics\.jsonl could not.*make room"):
+        run.log("pretrain", 2, loss=1.0)
 
 
 def test_one_process_at_a_time(run):

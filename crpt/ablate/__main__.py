@@ -28,7 +28,8 @@ class AblateArguments(cli.Common):
     jobs: int = 1
     """Trainings at a time, each a process of its own."""
     dataset: Path | None = None
-    """Random play to train on, or a run that has some; none: recorded into RUN_DIR/dataset."""
+    """Random play to train on, or a run that has some; none: recorded into RUN_DIR/dataset. Not for
+    transitions."""
     only: tuple[str, ...] = ()
     """Of the study's variants; none: all."""
 
@@ -37,6 +38,11 @@ def ablate(study: str, arguments: AblateArguments) -> str:
     """The study's table, also in RUN_DIR/STUDY.md, beside STUDY.json and figures/STUDY.png."""
     if arguments.seeds < 1:
         raise ValueError(f"seeds should be at least 1, got {arguments.seeds}")
+    if arguments.dataset is not None and study == "transitions":
+        raise ValueError(
+            f"dataset should be none for transitions, which records play of every length, got "
+            f"{arguments.dataset}"
+        )
     dataset = arguments.dataset and dataset_in(arguments.dataset)
     context = cli.context(arguments, dataset=dataset)
     require_known_names(context, *arguments.config.collect.domains, *arguments.config.probe.unseen)

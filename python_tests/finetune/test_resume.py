@@ -10,7 +10,7 @@ import dot_env
 import pytest
 import small
 import torch
-from small_finetune import new_encoder, run_all
+from small_finetune import run_all
 
 import crpt.agents.replay
 import crpt.finetune
@@ -19,17 +19,6 @@ from crpt.finetune import Finetuner
 from crpt.interrupt import Interrupted
 from crpt.replay import ReplayBuffer
 from crpt.run_directory import CheckpointError, RunDirectory
-
-
-@pytest.fixture(scope="module")
-def encoder():
-    return new_encoder("none")
-
-
-@pytest.fixture(scope="module")
-def standardised():
-    """Its running statistics are not those of the task."""
-    return new_encoder("batch")
 
 
 def interrupt_at(monkeypatch, steps: int, error: type[BaseException]) -> None:
