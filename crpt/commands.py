@@ -23,7 +23,7 @@ from crpt.config import (
     ProbeConfig,
     Stages,
 )
-from crpt.run_directory import dataset_in
+from crpt.run_directory import ConfigMismatchError, dataset_in
 from crpt.stages import (
     StageOrderError,
     collect_stage,
@@ -133,7 +133,14 @@ def evaluate_command(arguments: EvaluateArguments) -> None:
             f"{context.run.path} should have a fine-tuned agent to evaluate; train one first: "
             f"python -m crpt.finetune --run-dir {context.run.path}"
         )
-    print(evaluation_text(evaluate_stage(context, arguments.config, FinetuneConfig(**finetuned))))
+    try:
+        agent = FinetuneConfig(**finetuned)
+    except TypeError as error:
+        raise ConfigMismatchError(
+            f"finetune in {context.run.config_file} should have the fields of this crpt ({error}); "
+            "evaluate with the release that wrote it"
+        ) from error
+    print(evaluation_text(evaluate_stage(context, arguments.config, agent)))
 
 
 _COMMANDS: dict[StageName, tuple[type[Any], Callable[[Any], None]]] = {

@@ -59,6 +59,19 @@ class EncoderConfig:
     before the unit length."""
 
 
+def feature_map_size(config: EncoderConfig) -> int:
+    """Height and width of h: 3x3 and stride s make of a size (size - 3) // s + 1."""
+    size = config.image_size
+    for stride in config.strides:
+        size = (size - 3) // stride + 1
+    if size < 1:
+        raise ValueError(
+            f"image_size should leave at least one pixel after the convolutions, got "
+            f"{config.image_size}"
+        )
+    return size
+
+
 class Encoder(nn.Module):
     """f and g: features h = f(obs / 255), embedding z = normalise(norm(g(h))).
 
@@ -69,19 +82,15 @@ class Encoder(nn.Module):
     def __init__(self, config: EncoderConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or EncoderConfig()
+        size = feature_map_size(config)
         layers: list[nn.Module] = []
-        channels, size = config.in_channels, config.image_size
+        channels = config.in_channels
         for stride in config.strides:
             layers += [
                 nn.Conv2d(channels, config.channels, kernel_size=3, stride=stride),
                 nn.ReLU(),
             ]
-            channels, size = config.channels, (size - 3) // stride + 1
-        if size < 1:
-            raise ValueError(
-                "image_size should leave at least one pixel after the convolutions, got "
-                f"{config.image_size}"
-            )
+            channels = config.channels
         self.convolutions = nn.Sequential(*layers)
         self.feature_dim = channels * size * size
         # No bias under a norm: it would be subtracted again, and Adam would blow up the rounding

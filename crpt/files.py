@@ -11,7 +11,8 @@ from pathlib import Path
 
 Write = Callable[[Path], object]
 
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What a write fails with where the disk, or what this user may take of it, is used up."""
 # Less room than this, after a write that failed, is why it failed.
 _PROBE_BYTES = 1 << 16
 
@@ -57,7 +58,7 @@ def append_text(path: Path, text: str) -> None:
         with path.open("a") as file:
             file.write(text)
     except OSError as error:
-        if error.errno not in _NO_ROOM:
+        if error.errno not in NO_ROOM:
             raise
         raise _disk_full(error.errno, path) from error
 
@@ -91,9 +92,9 @@ def _disk_full(reason: int, path: Path) -> DiskFullError:
 
 
 def _no_room(error: Exception, draft: Path) -> int | None:
-    """ENOSPC or EDQUOT where that is why the draft could not be written."""
+    """One of NO_ROOM where that is why the draft could not be written."""
     if isinstance(error, OSError):
-        return error.errno if error.errno in _NO_ROOM else None
+        return error.errno if error.errno in NO_ROOM else None
     # torch and safetensors raise errors of their own, without the reason: ask the disk.
     try:
         with draft.open("ab") as file:
@@ -101,7 +102,7 @@ def _no_room(error: Exception, draft: Path) -> int | None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as full:
-        return full.errno if full.errno in _NO_ROOM else None
+        return full.errno if full.errno in NO_ROOM else None
     return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -58,22 +59,30 @@ def check_sizes(
         raise ValueError(
             f"batch_size should be a multiple of the {team.size} processes, got {config.batch_size}"
         )
-    names = (config.domains or domains) if config.batches == "mixed" else ()
-    shares = max(1, len(names))
+    shares = len(config.domains or domains) if config.batches == "mixed" else 1
     if config.batch_size < shares:
         raise ValueError(
             f"batch_size should be at least the number of domains, {shares}, with batches "
             f"mixed, got {config.batch_size}"
         )
-    # Rows are drawn one by one, with replacement: more of them than there are would repeat some in
-    # every batch, and prototypes would be shared out among copies.
-    most = min(n * shares // max(1, names.count(domain)) for domain, n in found.items())
+    most = largest_batch(config, found)
     if config.batch_size > most:
         held = ", ".join(f"{domain} {n}" for domain, n in found.items())
         raise ValueError(
             f"batch_size should be at most {most}, as many as there are transitions for ({held}), "
             f"got {config.batch_size}; record more, or choose a smaller batch_size"
         )
+
+
+def largest_batch(config: PretrainConfig, transitions: Mapping[str, int]) -> int:
+    """Of the domains with so many transitions each.
+
+    Rows are drawn one by one, with replacement: more of them than there are would repeat some in
+    every batch, and prototypes would be shared out among copies.
+    """
+    names = (config.domains or tuple(transitions)) if config.batches == "mixed" else ()
+    shares = max(1, len(names))
+    return min(n * shares // max(1, names.count(domain)) for domain, n in transitions.items())
 
 
 def warn_of_left_out_namesakes(config: PretrainConfig, buffer: ReplayBuffer) -> None:

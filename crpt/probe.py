@@ -4,6 +4,7 @@ crpt.probe`)."""
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ from crpt.config import ProbeConfig
 from crpt.encoder import Encoder, on_device
 from crpt.measures import effective_rank, prototypes_in_use, temporal_retrieval
 from crpt.replay import ReplayBuffer
-from crpt.ridge import held_out_accuracy, held_out_r2
+from crpt.ridge import held_out_accuracy, held_out_r2, varying
 
 BATCH = 256
 # Of h, whose 39,200 dimensions would take a probe minutes, this many random projections are probed:
@@ -138,10 +139,17 @@ def probe(
 
 
 def to_json(result: Probe) -> dict[str, Any]:
+    """None stands for what could not be measured, as JSON has no NaN."""
     return {
-        "domains": [asdict(row) | {"gain": row.gain} for row in result.domains],
+        "domains": [_without_nan(asdict(row)) | {"gain": row.gain} for row in result.domains],
         "separability": [asdict(row) for row in result.separability],
     }
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(inner) for key, inner in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _check_play(dataset: ReplayBuffer, encoder: Encoder) -> None:
@@ -177,6 +185,14 @@ def _states(dataset: ReplayBuffer, domain: str) -> tuple[NDArray[np.float64], ND
     states = np.asarray(dataset.arrays(domain)["states"][slots])
     if states.shape[1] == 0:
         raise ValueError(f"{domain} should have been recorded with simulator states, got none")
+    unfit = int((~np.isfinite(states)).any(axis=1).sum())
+    if unfit:
+        raise ValueError(f"states of {domain} should be finite, got {unfit} steps that are not")
+    if not varying(states).any():
+        raise ValueError(
+            f"states of {domain} should vary, for a probe to have something to read, got one state "
+            f"in all {len(states)} steps"
+        )
     number = np.repeat(np.arange(len(episodes)), [len(e) for e in episodes])
     return states, number
 

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 
@@ -82,8 +82,7 @@ class RunDirectory:
     @contextmanager
     def _lock(self) -> Iterator[None]:
         while True:
-            self.path.mkdir(parents=True, exist_ok=True)
-            with (self.path / ".lock").open("w") as lock:
+            with self._lock_file() as lock:
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError as error:
@@ -95,6 +94,15 @@ class RunDirectory:
                     continue  # who held it has removed it: no lock for those who come next
                 yield
                 return
+
+    def _lock_file(self) -> TextIO:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            return (self.path / ".lock").open("w")
+        except OSError as error:
+            raise RunFileError(
+                f"run_dir should be a directory to write to, got {self.path}: {error.strerror}"
+            ) from error
 
     def _remove_unless_recorded(self, made: list[Path]) -> None:
         """made: the directory and those above it that were not there before, innermost first."""
@@ -120,6 +128,11 @@ class RunDirectory:
             raise ConfigMismatchError(
                 f"{self.config_file} is not readable JSON ({error}); choose another --run-dir"
             ) from error
+        if not isinstance(config, dict):
+            raise ConfigMismatchError(
+                f"{self.config_file} should be an object of sections, got {config!r}; choose "
+                "another --run-dir"
+            )
         return config
 
     def check(self, sections: dict[str, Any]) -> None:
@@ -260,7 +273,7 @@ def dataset_in(path: Path) -> Path:
 def _lines(file: Path) -> list[dict[str, Any]]:
     """All whole lines of a log; none where there is no such file."""
     lines: list[dict[str, Any]] = []
-    for text in file.read_text().splitlines() if file.exists() else ():
+    for text in file.read_text(errors="replace").splitlines() if file.exists() else ():
         try:
             line = json.loads(text)
         except ValueError:

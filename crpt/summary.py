@@ -77,9 +77,9 @@ def _probe_table(probes: list[dict[str, Any]]) -> str:
             f"{p['gain']:+.3f}",
             f"{p['init']['effective_rank']:.1f}",
             f"{p['trained']['effective_rank']:.1f}",
-            f"{p['init']['retrieval']:.1%}",
-            f"{p['trained']['retrieval']:.1%}",
-            f"{p['retrieval_by_chance']:.1%}",
+            _share(p["init"]["retrieval"]),
+            _share(p["trained"]["retrieval"]),
+            _share(p["retrieval_by_chance"]),
             str(p["prototypes_in_use"]),
         )
         for p in probes
@@ -94,6 +94,10 @@ def _probe_table(probes: list[dict[str, Any]]) -> str:
             figures = (f"{init:.3f}", f"{trained:.3f}", gain)
             rows.append(("mean", name, *figures, *[""] * (len(columns) - 5)))
     return _table(columns, rows)
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
 
 
 def _pretrain_table(lines: list[dict[str, Any]]) -> str:

@@ -187,6 +187,7 @@ def test_the_command_says_what_it_can_be_asked(monkeypatch, capsys, tmp_path):
     for wrong, message in (
         (("--only", "alpha_7"), "only should name some of alpha_0, .* got alpha_7"),
         (("--seeds", "0"), "seeds should be at least 1, got 0"),
+        (("--dataset", "nowhere"), "dataset should be one that was recorded, got nowhere"),
     ):
         code, _, err = run(monkeypatch, capsys, "alpha", *flags, *wrong)
         assert code == 1

@@ -105,6 +105,14 @@ def test_a_mistyped_first_attempt_binds_nobody(crpt, tmp_path):
     assert "collect.domains: ['cartpole_swingup'] -> ['reacher_easy']" in err
 
 
+def test_an_agent_of_another_release_is_named(crpt, tmp_path):
+    (tmp_path / "config.json").write_text('{"finetune": {"no_such_field": 1}}')
+    code, _, err = crpt("evaluate", "--run-dir", str(tmp_path))
+    assert code == 1
+    assert "should have the fields of this crpt" in err
+    assert "no_such_field" in err
+
+
 def test_a_traceback_on_request(crpt, tmp_path, monkeypatch):
     monkeypatch.setenv("CRPT_TRACEBACK", "1")
     with pytest.raises(StageOrderError):

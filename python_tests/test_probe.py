@@ -1,6 +1,8 @@
 """What the probes say of encoders whose knowledge is known."""
 
+import json
 import math
+from dataclasses import replace
 
 import dot_env
 import numpy as np
@@ -128,6 +130,32 @@ def test_one_domain_has_no_others_to_be_told_from(tmp_path):
     alone = probe(small.PROBE, dataset, knowing(), blind(), seen=SEEN, progress=False)
     assert alone.separability == []
     assert len(alone.domains) == 2
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        (np.nan, "states of dot_red should be finite, got 1 steps that are not"),
+        (7.0, "states of dot_red should vary, .* got one state in all 130 steps"),
+    ],
+)
+def test_states_that_say_nothing_are_named(tmp_path, state, message):
+    dataset = small.dataset(
+        tmp_path / "dataset", small.replace_domains(small.COLLECT, ("dot_red",))
+    )
+    states = np.load(tmp_path / "dataset" / "dot_red" / "states.npy", mmap_mode="r+")
+    states[5 if np.isnan(state) else slice(None)] = state
+    with pytest.raises(ValueError, match=message):
+        probe(small.PROBE, dataset, knowing(), blind(), seen=SEEN, progress=False)
+
+
+def test_what_could_not_be_measured_is_no_number(result):
+    figures = replace(result.domains[0].trained, retrieval=math.nan)
+    rows = [replace(result.domains[0], trained=figures), *result.domains[1:]]
+    content = to_json(replace(result, domains=rows))
+    assert content["domains"][0]["trained"]["retrieval"] is None
+    json.dumps(content, allow_nan=False)
+    assert " -  " in probe_text(content).splitlines()[4]
 
 
 def test_the_map_is_a_picture(result, tmp_path):

@@ -133,6 +133,17 @@ def test_an_unreadable_config_is_an_error(run):
         run.claim({"seed": 0})
 
 
+def test_a_config_that_is_none_and_a_path_that_is_no_directory_are_named(run):
+    run.claim({"seed": 0})
+    run.config_file.write_text("[1]")
+    with pytest.raises(ConfigMismatchError, match=r"should be an object of sections, got \[1\]"):
+        run.claim({"seed": 0})
+    file = RunDirectory(run.config_file)
+    named = pytest.raises(RunFileError, match=r"run_dir should be a directory to write to, got .*c")
+    with named, file.exclusive():
+        pass
+
+
 def test_metrics_survive_a_torn_line_and_are_rewound(run):
     for step in (1, 2, 3):
         run.log("pretrain", step, loss=float(step))
@@ -140,6 +151,8 @@ def test_metrics_survive_a_torn_line_and_are_rewound(run):
     run.log("finetune", 9, q=1.0)
     with run.metrics_file.open("a") as file:
         file.write('{"stage": "pretrain", "st')
+    with run.metrics_file.open("ab") as file:
+        file.write(b"\xff\x00\xff")  # of a power cut
     assert [line["step"] for line in run.metrics("pretrain")] == [1, 2, 3]
     run.rewind_logs("pretrain", 2)
     run.log("pretrain", 3, loss=4.0)

@@ -151,6 +151,8 @@ def test_another_config_is_refused_and_changes_nothing(finished):
     [
         ("pretrain", {"domains": ("dot_green",)}, r"domains should be some .* got dot_green"),
         ("pretrain", {"objective": "byol"}, r"intrinsic_reward should be 0 .* got 0\.2"),
+        ("collect", {"image_size": 14}, "image_size should leave at least one pixel .* got 14"),
+        ("collect", {"transitions": 15}, r"batch_size should be at most 15, .* got 16"),
         (
             "finetune",
             {"embedding_statistics": "task"},

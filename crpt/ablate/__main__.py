@@ -16,7 +16,7 @@ from crpt.ablate.studies import STUDIES
 from crpt.config import PRESETS, Preset, Stages
 from crpt.files import replace_file
 from crpt.run_directory import dataset_in
-from crpt.stages import require_known_names
+from crpt.stages import StageOrderError, require_known_names
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,8 @@ def ablate(study: str, arguments: AblateArguments) -> str:
     dataset = arguments.dataset and dataset_in(arguments.dataset)
     context = cli.context(arguments, dataset=dataset)
     require_known_names(context, *arguments.config.collect.domains, *arguments.config.probe.unseen)
+    if dataset and not (dataset / "dataset.json").exists():
+        raise StageOrderError(f"dataset should be one that was recorded, got {dataset}")
     asked = STUDIES[study]
     variants = asked.variants(arguments.config)
     names = [variant.name for variant in variants]

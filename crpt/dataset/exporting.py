@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import errno
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from crpt.dataset import episode_files
+from crpt.files import NO_ROOM
 from crpt.interrupt import Interrupted, StopRequest
 from crpt.replay import DatasetFullError, OverwrittenError, ReplayBuffer
 from crpt.replay.drafts import draft_directory
@@ -98,7 +98,7 @@ def export_episodes(
                     pool.shutdown(cancel_futures=True)
             draft.rename(target)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in NO_ROOM:
             raise
         raise DatasetFullError(
             f"no room for {error.filename or target}; nothing was left at {target}: make room, or "

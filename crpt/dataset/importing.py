@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import os
@@ -14,7 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 from crpt.dataset.episode_files import EpisodeFile, find, length_of
-from crpt.files import replace_file
+from crpt.files import NO_ROOM, replace_file
 from crpt.interrupt import Interrupted, StopRequest
 from crpt.replay import (
     DatasetError,
@@ -194,7 +193,7 @@ class _Ledger:
                 ledger.flush()
                 os.fsync(ledger.fileno())
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno not in NO_ROOM:
                 raise
             raise DatasetFullError(
                 f"no room for another line of {self._path}; the episodes before {file.path} are "
