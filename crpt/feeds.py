@@ -29,6 +29,11 @@ class Part:
     begin: int
     end: int
 
+    def of(self, rows: slice) -> slice:
+        """Those of the part's rows, counted from its first, that are among `rows` of the batch."""
+        begin = min(max(self.begin, rows.start), self.end)
+        return slice(begin - self.begin, max(min(self.end, rows.stop), begin) - self.begin)
+
 
 def parts(domains: Domains, batch_size: int) -> list[Part]:
     """Equal shares of the domains, in their order; they differ by one row at most."""
@@ -148,10 +153,9 @@ class ResidentFeed(Feed):
         made: list[tuple[Tensor, ...]] = []
         for part in parts(domains, c.batch_size):
             index, shifts = self._of(self._numbers, part)
-            begin, end = max(part.begin, c.rows.start), min(part.end, c.rows.stop)
-            if begin >= end:
+            mine = part.of(c.rows)
+            if mine.start == mine.stop:
                 continue
-            mine = slice(begin - part.begin, end - part.begin)
             both = frame_stack(
                 self._copy.frames(part.domain), index[:, mine].flatten(0, 1),
                 shifts[:, mine].flatten(0, 1) if c.pad > 0 else None, c.pad, c.dtype,

@@ -8,19 +8,26 @@ from typing import Literal
 
 import torch
 
+from crpt.byte_encoder import bytes_are_faster
 from crpt.config import PretrainConfig
 from crpt.distributed import Team
+from crpt.encoder import Encoder
 from crpt.replay import ReplayBuffer
 from crpt.replay.together import name_of
 
 _log = logging.getLogger(__name__)
 
 
-def precision_on(config: PretrainConfig, device: torch.device) -> Literal["fp32", "bf16"]:
-    """auto: bf16 where the device is a GPU with units for it."""
+def precision_on(
+    config: PretrainConfig, encoder: Encoder, device: torch.device
+) -> Literal["fp32", "bf16"]:
+    """auto: bf16 where a GPU has units for it, or a CPU has them and kernels for the encoder."""
     if config.precision != "auto":
         return config.precision
-    modern = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cuda":
+        modern = torch.cuda.get_device_capability(device) >= (8, 0)
+    else:
+        modern = bytes_are_faster(encoder, device)
     return "bf16" if modern else "fp32"
 
 

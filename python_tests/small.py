@@ -33,6 +33,7 @@ PRETRAIN = PretrainConfig(
     predictor_hidden=32,
     prototypes=32,
     embedding_norm="batch",
+    precision="fp32",  # auto is another one on another CPU
     log_every=2,
     checkpoint_every=2,
 )

@@ -144,6 +144,18 @@ def test_parts_cover_the_batch_in_equal_shares(count, batch):
     assert max(sizes) - min(sizes) <= 1
 
 
+def test_each_row_of_a_batch_is_in_one_part():
+    rows = slice(3, 6)
+    found = [
+        row
+        for part in parts(("a", "b", "c", "d"), 8)
+        for row in range(8)[part.begin : part.end][part.of(rows)]
+    ]
+    assert found == [3, 4, 5]
+    for part in parts(("a", "b", "c", "d"), 8):  # also where it has none of them
+        assert 0 <= part.of(rows).start <= part.of(rows).stop <= 2
+
+
 def numbers(*shape: int) -> torch.Tensor:
     return torch.zeros(shape, dtype=torch.int64)
 

@@ -10,6 +10,7 @@ import torch
 import crpt.pretrain
 from crpt.encoder import Encoder, initial_encoder
 from crpt.interrupt import Interrupted
+from crpt.ops import conv_cpu
 from crpt.plateau import PlateauWarning
 from crpt.pretrain import DivergenceError, Trainer, pretrain
 from crpt.run_directory import CheckpointError, RunDirectory
@@ -75,9 +76,15 @@ def test_same_seed_same_encoder_and_another_seed_another(buffer, tmp_path):
     assert not torch.equal(first.projector.weight, other.projector.weight)
 
 
-@pytest.mark.parametrize("batches", ["alternate", "mixed"])
-def test_interrupted_and_resumed_equals_never_interrupted(buffer, tmp_path, monkeypatch, batches):
-    config = replace(small.PRETRAIN, batches=batches, checkpoint_every=4)
+@pytest.mark.parametrize(
+    ("batches", "precision"), [("alternate", "fp32"), ("mixed", "fp32"), ("mixed", "auto")]
+)
+def test_interrupted_and_resumed_equals_never_interrupted(
+    buffer, tmp_path, monkeypatch, batches, precision
+):
+    # The kernels for bf16, also where there are no units for it.
+    monkeypatch.setattr(conv_cpu, "available", lambda *asked: True)
+    config = replace(small.PRETRAIN, batches=batches, precision=precision, checkpoint_every=4)
     whole_run, whole = run_all(config, buffer, tmp_path / "whole")
     with monkeypatch.context() as patch:
         stop_after(patch, 3)
@@ -225,7 +232,9 @@ def test_only_advice_that_is_left_is_given(buffer, tmp_path, monkeypatch):
         run_all(replace(small.PRETRAIN, precision="bf16"), buffer, tmp_path / "bf16")
 
 
-def test_bf16_follows_fp32(buffer, tmp_path):
+@pytest.mark.parametrize("kernels", [False, True], ids=["pytorch", "kernels"])
+def test_bf16_follows_fp32(buffer, tmp_path, monkeypatch, kernels):
+    monkeypatch.setattr(conv_cpu, "available", lambda *asked: kernels)
     # Slow enough that Adam, which takes full steps from the first on, does not part them.
     config = replace(small.PRETRAIN, learning_rate=2e-4)
     fp32, _ = run_all(config, buffer, tmp_path / "fp32")

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from crpt.byte_encoder import project_bytes
 from crpt.config import PretrainConfig
 from crpt.distributed import ALONE, Team, TeamBatchNorm1d
 from crpt.encoder import Encoder, orthogonal_init
-from crpt.gpu_encoder import project_bytes
 
 
 @dataclass(frozen=True)
