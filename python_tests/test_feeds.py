@@ -8,7 +8,7 @@ import pytest
 import small
 import torch
 
-from crpt.feeds import ResidentFeed, StagingBuffers, ViewConfig, frame_bytes, parts
+from crpt.feeds import ResidentFeed, StagingBuffers, ViewConfig, fits, frame_bytes, parts
 from crpt.streamed_feed import StreamedFeed
 
 CPU = torch.device("cpu")
@@ -133,6 +133,14 @@ def test_a_buffer_is_written_again_only_when_the_device_has_read_it():
 def test_the_bytes_of_the_frames_are_those_that_are_filled(buffer):
     frames = sum(len(buffer.arrays(d)["frames"][: buffer.cursor(d)]) for d in DOMAINS)
     assert frame_bytes(buffer, DOMAINS) == frames * 3 * 20 * 20
+
+
+def test_frames_fit_where_they_leave_room_for_the_updates(buffer, monkeypatch):
+    needed = frame_bytes(buffer, DOMAINS)
+    for share, fit in ((0.5, True), (0.75, False), (2.0, False)):
+        free = int(needed / share)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 2 * free))
+        assert fits(buffer, DOMAINS, CPU) is fit
 
 
 @pytest.mark.parametrize(("count", "batch"), [(1, 7), (2, 7), (3, 8), (3, 3)])

@@ -289,6 +289,19 @@ def test_probes_compare_with_the_encoder_that_training_began_with(finished, monk
     )
 
 
+def test_probes_of_chosen_domains_know_which_were_seen(finished, tmp_path):
+    def probed(*names):
+        config = replace(small.PROBE, domains=names)
+        result = probe_stage(context(tmp_path / "run", encoder=finished[0]), config)
+        return {row["domain"]: row["seen"] for row in result["domains"]}
+
+    assert probed("dot_green", "dot_red") == {"dot_green": False, "dot_red": True}
+    assert probed("dot_blue") == {"dot_blue": True}  # of a dataset that has the others, too
+    assert probed() == {"dot_blue": True, "dot_green": False, "dot_red": True}
+    kept = RunDirectory(tmp_path / "run").read_json("probe.json")
+    assert kept is not None and len(kept["domains"]) == 2 * 3  # for z and for h
+
+
 def test_kill_9_at_any_moment_and_the_same_command_ends_as_if_never_killed(finished, tmp_path):
     path, _ = finished
     # Forked from a server that has imported everything: what is killed is the run, not an import.

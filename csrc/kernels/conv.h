@@ -10,8 +10,9 @@
 // and its gradients. One thread takes one image through all layers, so that what lies between them
 // stays in its caches.
 //
-// Limit: 64 FLOP for each of two products that a Zen 5 core begins in a cycle. 128 images of
-// 9 x 84 x 84, two cores: see the notes beside the kernels.
+// Limit: the products. 128 images of 9 x 84 x 84 through four layers, two Zen 5 cores: forward 10.8
+// GFLOP in 12.6 ms, backward 20.5 in 26, which is 860 and 790 GFLOP/s; torch's best product of
+// matrices in bf16 reaches 790 to 970 there.
 #pragma once
 
 #include "kernels/dispatch.h"
