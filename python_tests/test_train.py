@@ -299,7 +299,8 @@ def test_probes_of_chosen_domains_know_which_were_seen(finished, tmp_path):
     assert probed("dot_blue") == {"dot_blue": True}  # of a dataset that has the others, too
     assert probed() == {"dot_blue": True, "dot_green": False, "dot_red": True}
     kept = RunDirectory(tmp_path / "run").read_json("probe.json")
-    assert kept is not None and len(kept["domains"]) == 2 * 3  # for z and for h
+    assert kept is not None
+    assert len(kept["domains"]) == 2 * 3  # for z and for h
 
 
 def test_kill_9_at_any_moment_and_the_same_command_ends_as_if_never_killed(finished, tmp_path):
