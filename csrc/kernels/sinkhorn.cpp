@@ -9,9 +9,6 @@ namespace {
 // far above the smallest float, sums of exp(40) are far below the largest, and the scaling factors
 // stay within exp(40) of each other.
 constexpr double kFastRange = 40.0;
-// Bytes of K that stay in the second-level cache of one core beside the scores.
-constexpr int64_t kOwnCache = 640 << 10;
-
 template <typename T>
 struct Problem {
   using A = Compute<T>;
@@ -187,12 +184,10 @@ void sinkhorn_typed(const SinkhornArgs& args) {
   using A = Compute<T>;
   const int64_t size = args.samples * args.prototypes;
   if (args.problems == 0) return;
-  // Many problems: one thread each. Few, or so large that only shares of K stay in each core's
-  // cache: all threads on one after the other. The chunks are the same.
+  // Many problems: one thread each. Few: all threads on one after the other. The chunks are the
+  // same.
   const int team = team_size(args.threads, args.problems * size);
-  const int on_one = team_size(args.threads, size);
-  const bool shared = size * static_cast<int64_t>(sizeof(A)) > kOwnCache && on_one == team;
-  const bool many = args.problems >= team && !shared;
+  const bool many = args.problems >= team;
   // A temperature that is 0 in float is as good as the smallest one.
   const A smallest = sizeof(A) == 8 ? static_cast<A>(0x1p-1074) : static_cast<A>(0x1p-149f);
   const A given = static_cast<A>(args.temperature), temperature = given > 0 ? given : smallest;
@@ -215,7 +210,7 @@ void sinkhorn_typed(const SinkhornArgs& args) {
           .M = args.prototypes,
           .temperature = temperature,
           .iterations = args.iterations,
-          .threads = many ? 1 : on_one,
+          .threads = many ? 1 : team,
       };
       solve(problem);
     }
