@@ -223,6 +223,25 @@ TEST(Replay, ABatchDependsOnTheSeedAloneNotOnThreads) {
   EXPECT_NE(one.reward, other.reward);
 }
 
+TEST(Replay, RowsByThemselvesAreThoseOfTheWholeBatch) {
+  Arrays arrays(500);
+  Writer writer = exclusive(arrays.ring());
+  for (uint64_t episode = 0; episode < 100; ++episode) append_episode(writer, 0, episode, 7);
+  Drawn whole(100, 3, 2), part(37, 3, 2);
+  whole.args.pad = part.args.pad = 2;
+  part.args.first_row = 21;
+  ASSERT_EQ(whole.sample(arrays.ring(), 7).status, SampleResult::done);
+  ASSERT_EQ(part.sample(arrays.ring(), 7).status, SampleResult::done);
+  const size_t pixels = whole.obs.size() / 100;
+  for (size_t row = 0; row < 37; ++row) {
+    EXPECT_EQ(part.reward[row], whole.reward[21 + row]);
+    for (size_t i = 0; i < pixels; ++i) {
+      ASSERT_EQ(part.obs[row * pixels + i], whole.obs[(21 + row) * pixels + i]);
+      ASSERT_EQ(part.next_obs[row * pixels + i], whole.next_obs[(21 + row) * pixels + i]);
+    }
+  }
+}
+
 TEST(Replay, GivenSlotsAreGathered) {
   Arrays arrays(20);
   Writer writer = exclusive(arrays.ring());
@@ -240,6 +259,18 @@ TEST(Replay, GivenSlotsAreGathered) {
     EXPECT_EQ(result.status, SampleResult::not_whole);
     EXPECT_EQ(result.row, 1);
   }
+}
+
+TEST(Replay, AStepThatWasNeverCountedIsNotGathered) {
+  Arrays arrays(8);
+  Writer writer(arrays.ring(), false, true);
+  for (uint64_t episode = 0; episode < 3; ++episode) append_episode(writer, 0, episode, 3);
+  const int64_t slot = 3;  // of ticket 11, the newest: the ring has gone round
+  Drawn drawn(1, 2, 1);
+  drawn.args.slots = &slot;
+  EXPECT_EQ(drawn.sample(arrays.ring(), 0).status, SampleResult::done);
+  --arrays.head;  // as if its writer had died before it counted the step
+  EXPECT_EQ(drawn.sample(arrays.ring(), 0).status, SampleResult::not_whole);
 }
 
 TEST(Replay, RandomWordsBelowABoundAreUniform) {

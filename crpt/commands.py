@@ -23,6 +23,7 @@ from crpt.config import (
     ProbeConfig,
     Stages,
 )
+from crpt.run_directory import ConfigMismatchError, dataset_in
 from crpt.stages import (
     StageOrderError,
     collect_stage,
@@ -53,14 +54,15 @@ class CollectArguments(cli.Common):
 class PretrainArguments(cli.Common):
     config: OmitArgPrefixes[PretrainConfig] = PretrainConfig()
     dataset: tuple[Path, ...] = ()
-    """Directories of datasets to train on together, of several hosts for example; none:
-    RUN_DIR/dataset. A domain that an earlier one has, too, is NAME#2, also for --domains."""
+    """Directories of datasets, or of runs that have one, to train on together, of several hosts for
+    example; none: RUN_DIR/dataset. A domain that an earlier one has, too, is NAME#2, also for
+    --domains."""
 
 
 @dataclass(frozen=True)
 class ProbeArguments(cli.Common):
     config: OmitArgPrefixes[ProbeConfig] = ProbeConfig()
-    encoder: Path | None = None
+    encoder: tyro.conf.Positional[Path | None] = None
     """Directory of an encoder, copied to RUN_DIR/encoder; none: the one that is there."""
 
 
@@ -96,8 +98,9 @@ def collect_command(arguments: CollectArguments) -> None:
 def pretrain_command(arguments: PretrainArguments) -> None:
     """Pre-train the encoder on a dataset of random play; on several processes by torchrun
     --nproc-per-node N -m crpt.pretrain."""
-    first, *more = arguments.dataset or (None,)
-    context = replace(cli.context(arguments, dataset=first), more_datasets=tuple(more))
+    datasets = [dataset_in(path) for path in arguments.dataset]
+    context = cli.context(arguments, dataset=datasets[0] if datasets else None)
+    context = replace(context, more_datasets=tuple(datasets[1:]))
     with distributed.join(torch.device(context.device)) as team:
         pretrain_stage(replace(context, team=team), arguments.config)
     if team.leads:
@@ -130,7 +133,14 @@ def evaluate_command(arguments: EvaluateArguments) -> None:
             f"{context.run.path} should have a fine-tuned agent to evaluate; train one first: "
             f"python -m crpt.finetune --run-dir {context.run.path}"
         )
-    print(evaluation_text(evaluate_stage(context, arguments.config, FinetuneConfig(**finetuned))))
+    try:
+        agent = FinetuneConfig(**finetuned)
+    except TypeError as error:
+        raise ConfigMismatchError(
+            f"finetune in {context.run.config_file} should have the fields of this crpt ({error}); "
+            "evaluate with the release that wrote it"
+        ) from error
+    print(evaluation_text(evaluate_stage(context, arguments.config, agent)))
 
 
 _COMMANDS: dict[StageName, tuple[type[Any], Callable[[Any], None]]] = {

@@ -10,6 +10,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+Objective = Literal["crptpro", "atc", "byol", "autoencoder"]
+
 RESUMABLE: dict[str, Any] = {"resumable": True}
 """Marks a field that may change when a run goes on: it says how, not what."""
 GROWS: dict[str, Any] = {"grows_until": "pretrain"}
@@ -85,7 +87,7 @@ class CollectConfig:
 class PretrainConfig:
     """Self-supervised pre-training of the encoder."""
 
-    objective: Literal["crptpro", "atc", "byol", "autoencoder"] = "crptpro"
+    objective: Objective = "crptpro"
     """What is minimised: prototypes (the paper), or one of the comparators under the same data and
     budget: augmented temporal contrast, self-prediction one step ahead, pixel reconstruction."""
     rounds: int = 16_666
@@ -130,7 +132,7 @@ class PretrainConfig:
     plateau it seldom leaves."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of the convolutions and the projector; the objective and the weights are float32 always.
-    auto: bf16 on a GPU that has units for it, fp32 elsewhere."""
+    auto: bf16 on a GPU or a CPU (AVX512_BF16) that has units for it, fp32 elsewhere."""
     log_every: int = field(default=50, metadata=RESUMABLE)
     """Rounds between two lines of metrics."""
     checkpoint_every: int = field(default=500, metadata=RESUMABLE)
@@ -269,7 +271,10 @@ class EvaluateConfig:
 class ProbeConfig:
     """What the frozen encoder knows of the simulator's state."""
 
-    unseen: tuple[str, ...] = ("hopper_hop", "cartpole_swingup")
+    domains: tuple[str, ...] = field(default=(), metadata=RESUMABLE)
+    """Domains to probe; those of pre-training count as seen, others as unseen. None: all that are
+    seen, and `unseen`."""
+    unseen: tuple[str, ...] = field(default=("hopper_hop", "cartpole_swingup"), metadata=RESUMABLE)
     """Domains to probe beside those of pre-training."""
     episodes: int = 60
     """Episodes of random play recorded per domain, apart from those of pre-training."""

@@ -4,7 +4,7 @@ crpt.pretrain`)."""
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -49,6 +49,20 @@ class Team:
         """Until all processes are here."""
         if self.control is not None:
             dist.barrier(self.control)
+
+    def require_same(self, what: str, value: object) -> None:
+        """ValueError in every process unless all have the same value."""
+        if self.control is None:
+            return
+        values: list[object] = [None] * self.size
+        dist.all_gather_object(values, value, self.control)
+        for rank, other in enumerate(values):
+            if other != values[0]:
+                raise ValueError(
+                    f"{what} should be the same for all processes, got {values[0]} in process 0 "
+                    f"and {other} in process {rank}; put --run-dir and the datasets where all "
+                    "hosts see the same files"
+                )
 
     @torch.no_grad()
     def mean(self, x: Tensor) -> Tensor:
@@ -122,6 +136,9 @@ class _SumOverTeam(torch.autograd.Function):
         return total, None
 
 
+_sum_over_team: Callable[[Tensor, dist.ProcessGroup], Tensor] = _SumOverTeam.apply
+
+
 class TeamBatchNorm1d(nn.BatchNorm1d):
     """BatchNorm1d over the rows of all processes; torch's SyncBatchNorm is for GPUs only.
 
@@ -143,9 +160,9 @@ class TeamBatchNorm1d(nn.BatchNorm1d):
         if not self.training:
             return super().forward(x)
         rows = len(x) * self.group.size()
-        mean = _SumOverTeam.apply(x.sum(dim=0), self.group) / rows
+        mean = _sum_over_team(x.sum(dim=0), self.group) / rows
         centred = x - mean
-        variance = _SumOverTeam.apply(centred.square().sum(dim=0), self.group) / rows
+        variance = _sum_over_team(centred.square().sum(dim=0), self.group) / rows
         with torch.no_grad():
             assert self.running_mean is not None
             assert self.running_var is not None

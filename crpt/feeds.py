@@ -29,6 +29,11 @@ class Part:
     begin: int
     end: int
 
+    def of(self, rows: slice) -> slice:
+        """Those of the part's rows, counted from its first, that are among `rows` of the batch."""
+        begin = min(max(self.begin, rows.start), self.end)
+        return slice(begin - self.begin, max(min(self.end, rows.stop), begin) - self.begin)
+
 
 def parts(domains: Domains, batch_size: int) -> list[Part]:
     """Equal shares of the domains, in their order; they differ by one row at most."""
@@ -84,7 +89,7 @@ def fits(buffer: ReplayBuffer, domains: Domains, device: torch.device) -> bool:
     return frame_bytes(buffer, domains) <= RESIDENT_SHARE * free
 
 
-class Ring:
+class StagingBuffers:
     """Buffers on the host that are sent to the device in turns, each written again only when the
     device has read it."""
 
@@ -127,7 +132,7 @@ class ResidentFeed(Feed):
             config.batch_size * (2 * config.frame_stack + 4), dtype=torch.int64, device=device
         )
         pinned = device.type == "cuda"
-        self._host = Ring(
+        self._host = StagingBuffers(
             [
                 torch.zeros(self._numbers.shape, dtype=torch.int64, pin_memory=pinned)
                 for _ in range(AHEAD)
@@ -148,10 +153,9 @@ class ResidentFeed(Feed):
         made: list[tuple[Tensor, ...]] = []
         for part in parts(domains, c.batch_size):
             index, shifts = self._of(self._numbers, part)
-            begin, end = max(part.begin, c.rows.start), min(part.end, c.rows.stop)
-            if begin >= end:
+            mine = part.of(c.rows)
+            if mine.start == mine.stop:
                 continue
-            mine = slice(begin - part.begin, end - part.begin)
             both = frame_stack(
                 self._copy.frames(part.domain), index[:, mine].flatten(0, 1),
                 shifts[:, mine].flatten(0, 1) if c.pad > 0 else None, c.pad, c.dtype,
@@ -170,7 +174,7 @@ class ResidentFeed(Feed):
 
 def whole(views: Sequence[Tensor]) -> Tensor:
     """The rows of all; of floats channels-last, which is what their convolutions want."""
-    batch = views[0] if len(views) == 1 else torch.cat(views)
+    batch = views[0] if len(views) == 1 else torch.cat(list(views))
     if batch.dtype == torch.uint8:
         return batch.contiguous()
     return batch.contiguous(memory_format=torch.channels_last)

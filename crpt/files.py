@@ -11,7 +11,8 @@ from pathlib import Path
 
 Write = Callable[[Path], object]
 
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What a write fails with where the disk, or what this user may take of it, is used up."""
 # Less room than this, after a write that failed, is why it failed.
 _PROBE_BYTES = 1 << 16
 
@@ -51,6 +52,17 @@ def replace_files(writes: dict[Path, Write]) -> None:
         _sync(sign.parent)
 
 
+def append_text(path: Path, text: str) -> None:
+    """Add to the end of a file; raises DiskFullError, perhaps with a part of the text there."""
+    try:
+        with path.open("a") as file:
+            file.write(text)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        raise _disk_full(error.errno, path) from error
+
+
 @contextmanager
 def _draft(path: Path, write: Write) -> Iterator[Path]:
     """A filled temporary file beside `path`, gone at the end unless it was put in place."""
@@ -64,21 +76,25 @@ def _draft(path: Path, write: Write) -> Iterator[Path]:
             reason = _no_room(error, draft)
             if reason is None:
                 raise
-            free = shutil.disk_usage(path.parent).free
-            raise DiskFullError(
-                reason,
-                f"{os.strerror(reason)}: {path} could not be written ({free / 1e6:,.1f} MB free); "
-                "what it held before is kept: make room and run the same command again",
-            ) from error
+            raise _disk_full(reason, path) from error
         yield draft
     finally:
         draft.unlink(missing_ok=True)
 
 
+def _disk_full(reason: int, path: Path) -> DiskFullError:
+    free = shutil.disk_usage(path.parent).free
+    return DiskFullError(
+        reason,
+        f"{os.strerror(reason)}: {path} could not be written ({free / 1e6:,.1f} MB free); "
+        "what it held before is kept: make room and run the same command again",
+    )
+
+
 def _no_room(error: Exception, draft: Path) -> int | None:
-    """ENOSPC or EDQUOT where that is why the draft could not be written."""
+    """One of NO_ROOM where that is why the draft could not be written."""
     if isinstance(error, OSError):
-        return error.errno if error.errno in _NO_ROOM else None
+        return error.errno if error.errno in NO_ROOM else None
     # torch and safetensors raise errors of their own, without the reason: ask the disk.
     try:
         with draft.open("ab") as file:
@@ -86,7 +102,7 @@ def _no_room(error: Exception, draft: Path) -> int | None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as full:
-        return full.errno if full.errno in _NO_ROOM else None
+        return full.errno if full.errno in NO_ROOM else None
     return None
 
 

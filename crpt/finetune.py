@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,11 +19,11 @@ from crpt.agents import SAC, IntrinsicReward
 from crpt.agents.features import FeatureExtractor
 from crpt.agents.policy import mean_action, trained_policy
 from crpt.agents.replay import LONGEST_EPISODE, AgentReplay, ring_capacity
+from crpt.collect.random_play import discount_of, state_of
 from crpt.config import FinetuneConfig
 from crpt.encoder import Encoder
 from crpt.evaluate import Policy, episode_seed, evaluate_policy, summary
 from crpt.interrupt import Interrupted, StopRequest
-from crpt.random_play import discount_of, state_of
 from crpt.replay import DomainSpec
 from crpt.run_directory import RunDirectory
 from crpt.seeds import stream_seed
@@ -63,6 +64,7 @@ class Finetuner:
         self.seeds = [stream_seed(seed, stream) for stream in range(6)]
         self.counters = Counters(**saved["counters"]) if saved else Counters()
         self.losses: dict[str, Tensor] = {}
+        self._between_episodes: dict[str, Any] | None = None
         self.env, self.evaluation_env = make_env(), make_env()
         space = self.env.action_space
         assert isinstance(space, gymnasium.spaces.Box)
@@ -218,6 +220,25 @@ class Finetuner:
         self.run.save_checkpoint(STAGE, self.state())
         self.replay.keep()
 
+    def remember(self) -> None:
+        """Between two episodes: keep a copy of this moment, for `save_remembered`."""
+        self._between_episodes = copy.deepcopy(self.state())
+
+    def save_remembered(self) -> int | None:
+        """Within an episode: `save` as of its beginning; the agent steps then, or None if no whole
+        episode has been played since a run was begun or went on.
+
+        A resumed run drops what the replay has of the episode and plays it again.
+        """
+        state = self._between_episodes
+        if state is None:
+            return None
+        # What is not finite does not become finite again: fine now means fine then.
+        self._require_finite(self.agent.weights(), "weights")
+        self.run.save_checkpoint(STAGE, state)
+        steps: int = state["counters"]["agent_steps"]
+        return steps
+
     def state(self) -> dict[str, Any]:
         return {
             "counters": dataclasses.asdict(self.counters),
@@ -255,7 +276,7 @@ def finetune(
     """Train for `config.agent_steps` on one task, from the last checkpoint on; returns the
     mean-action policy.
 
-    Raises Interrupted on Ctrl-C; the run goes on from the checkpoint of the last whole episodes.
+    Raises Interrupted on Ctrl-C, after a checkpoint of the last whole episode's end.
     Raises FloatingPointError for losses or weights that are not finite and CheckpointError for a
     checkpoint without its replay; what was saved is kept.
     """
@@ -279,7 +300,7 @@ def finetune(
 def _train(finetuner: Finetuner, progress: bool) -> None:
     config, run, counters = finetuner.config, finetuner.run, finetuner.counters
     saved_at = counters.agent_steps
-    run.rewind_metrics(STAGE, saved_at)
+    run.rewind_logs(STAGE, saved_at)
     bar = tqdm(
         total=config.agent_steps,
         initial=saved_at,
@@ -290,7 +311,10 @@ def _train(finetuner: Finetuner, progress: bool) -> None:
     with StopRequest() as stop, bar:
 
         def check_stop() -> None:
+            nonlocal saved_at
             if stop.requested:
+                if counters.agent_steps > saved_at:
+                    saved_at = finetuner.save_remembered() or saved_at
                 raise Interrupted(
                     f"finetune stopped at agent step {counters.agent_steps} of "
                     f"{config.agent_steps}; it goes on from step {saved_at}"
@@ -304,6 +328,7 @@ def _train(finetuner: Finetuner, progress: bool) -> None:
             if finetuner.checkpoint_is_due(saved_at) or stop.requested:
                 finetuner.save()
                 saved_at = counters.agent_steps
+            finetuner.remember()
             check_stop()
     check_stop()  # also for a request while the bar was closed: `train` should not go on
 

@@ -85,6 +85,8 @@ def temporal_retrieval(
         (share, chance); NaN where no frame has such a neighbour.
     """
     n = len(embeddings)
+    # cdist multiplies, and the rounding of long vectors is more than the distance of near ones.
+    embeddings = embeddings - embeddings.mean(dim=0)
     step = torch.arange(n, device=embeddings.device)
     found, chance, queries = 0, 0.0, 0
     for begin in range(0, n, _BLOCK):

@@ -41,14 +41,15 @@ class Plateau:
         self._distances[name].append(distance.detach())
 
     def check(self, round_: int, ranks: dict[str, float]) -> None:
-        """Judges each domain by its largest distance of the last three rounds, and by the effective
-        rank of z in this one."""
+        """Judges each domain by its largest distance of the last three rounds, of which a run that
+        goes on has to see three first, and by the effective rank of z in this one."""
         if self.silent or round_ < self.first_round:
             return
+        enough = min(READINGS, self.config.rounds)
         stuck = [
             name
             for name, recent in self._distances.items()
-            if max(distance.item() for distance in recent) < DISTANCE
+            if len(recent) >= enough and max(distance.item() for distance in recent) < DISTANCE
         ]
         collapsed = [name for name, rank in ranks.items() if rank < RANK]
         if stuck:

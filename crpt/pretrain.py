@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from crpt.interrupt import Interrupted, StopRequest
 from crpt.model_card import write_card
 from crpt.objectives import Losses
 from crpt.plateau import Plateau
+from crpt.pretrain_input import warn_of_left_out_namesakes
 from crpt.replay import ReplayBuffer
 from crpt.replay.together import name_of
 from crpt.run_directory import CheckpointError, RunDirectory
@@ -48,20 +50,26 @@ def pretrain(
 
     Raises:
         ValueError: the buffer cannot be trained on: no domains, too few transitions in one, or
-            frames that differ or are not square.
+            frames that differ or are not square; or the processes see different files.
         CheckpointError: the checkpoint is not one of this stage and these sizes.
         DivergenceError: the loss or a weight is not finite; the last checkpoint is kept.
         Interrupted: on Ctrl-C, after a checkpoint; in the last round, after `encoder/` too.
     """
     saved = run.load_checkpoint(STAGE)
-    finished = isinstance(saved, dict) and saved.get("round") == config.rounds
-    if finished and has_encoder(run.encoder_dir):
+    done = saved.get("round") if isinstance(saved, dict) else None
+    exported = has_encoder(run.encoder_dir)
+    # Otherwise they would train on shares of different batches, or wait for each other in vain.
+    team.require_same("the round of the checkpoint, and whether it is exported,", (done, exported))
+    held = {domain: buffer.num_transitions(domain) for domain in sorted(buffer.domains)}
+    team.require_same("the transitions of the domains", held)
+    if done == config.rounds and exported:
         return Encoder.from_pretrained(run.encoder_dir)
     trainer = Trainer(config, buffer, seed=seed, device=torch.device(device), team=team)
     if saved is not None:
         _restore(trainer, saved, run)
     if team.leads:
-        run.rewind_metrics(STAGE, trainer.round)
+        warn_of_left_out_namesakes(config, buffer)
+        run.rewind_logs(STAGE, trainer.round)
     updates = trainer.batches()
     names = ["+".join(domains) for domains in updates]
     plateau = Plateau(config, len(updates))
@@ -70,7 +78,7 @@ def pretrain(
         desc="pretrain", unit="update", disable=not (progress and team.leads),
     )  # fmt: skip
     stopping = False
-    pace = _Pace(trainer.updates)
+    pace = _Pace(trainer.updates, names)
     with StopRequest() as stop, bar:
         while trainer.round < config.rounds:
             last = trainer.round + 1 == config.rounds
@@ -95,8 +103,9 @@ def pretrain(
                 if team.leads:
                     for name, line in zip(names, lines, strict=True):
                         run.log(STAGE, trainer.round, domain=name, **line)
-                    rate = round(pace.since_last(trainer.updates), 2)
-                    run.log_speed(STAGE, trainer.round, updates_per_second=rate)
+                    rates = pace.since_last(trainer.updates)
+                    for name, rate in rates.items():
+                        run.log_speed(STAGE, trainer.round, domain=name, updates_per_second=rate)
                 distances, ranks = (
                     {name: line[key] for name, line in zip(names, lines, strict=True)}
                     for key in ("distance_from_trivial", "effective_rank")
@@ -128,14 +137,16 @@ def pretrain(
 class _Pace:
     """Updates per second, measured where the host has waited for the device anyway."""
 
-    def __init__(self, updates: int) -> None:
-        self._then, self._before = time.monotonic(), updates
+    def __init__(self, updates: int, names: list[str]) -> None:
+        self._then, self._before, self._names = time.monotonic(), updates, names
 
-    def since_last(self, updates: int) -> float:
+    def since_last(self, updates: int) -> dict[str, float]:
+        """Those of each domain, which have their turns in every round; together, all."""
         now = time.monotonic()
-        rate = (updates - self._before) / max(now - self._then, 1e-9)
+        per_turn = (updates - self._before) / len(self._names) / max(now - self._then, 1e-9)
         self._then, self._before = now, updates
-        return rate
+        turns = Counter(self._names)
+        return {name: round(per_turn * n, 2) for name, n in turns.items()}
 
 
 def _restore(trainer: Trainer, saved: dict[str, Any], run: RunDirectory) -> None:

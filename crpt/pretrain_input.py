@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
 
+from crpt.byte_encoder import bytes_are_faster
 from crpt.config import PretrainConfig
 from crpt.distributed import Team
+from crpt.encoder import Encoder
 from crpt.replay import ReplayBuffer
+from crpt.replay.together import name_of
+
+_log = logging.getLogger(__name__)
 
 
-def precision_on(config: PretrainConfig, device: torch.device) -> Literal["fp32", "bf16"]:
-    """auto: bf16 where the device is a GPU with units for it."""
+def precision_on(
+    config: PretrainConfig, encoder: Encoder, device: torch.device
+) -> Literal["fp32", "bf16"]:
+    """auto: bf16 where a GPU has units for it, or a CPU has them and kernels for the encoder."""
     if config.precision != "auto":
         return config.precision
-    modern = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type == "cuda":
+        modern = torch.cuda.get_device_capability(device) >= (8, 0)
+    else:
+        modern = bytes_are_faster(encoder, device)
     return "bf16" if modern else "fp32"
 
 
@@ -47,9 +59,43 @@ def check_sizes(
         raise ValueError(
             f"batch_size should be a multiple of the {team.size} processes, got {config.batch_size}"
         )
-    shares = len(config.domains or domains)
-    if config.batches == "mixed" and config.batch_size < shares:
+    shares = len(config.domains or domains) if config.batches == "mixed" else 1
+    if config.batch_size < shares:
         raise ValueError(
             f"batch_size should be at least the number of domains, {shares}, with batches "
             f"mixed, got {config.batch_size}"
         )
+    most = largest_batch(config, found)
+    if config.batch_size > most:
+        held = ", ".join(f"{domain} {n}" for domain, n in found.items())
+        raise ValueError(
+            f"batch_size should be at most {most}, as many as there are transitions for ({held}), "
+            f"got {config.batch_size}; record more, or choose a smaller batch_size"
+        )
+
+
+def largest_batch(config: PretrainConfig, transitions: Mapping[str, int]) -> int:
+    """Of the domains with so many transitions each.
+
+    Rows are drawn one by one, with replacement: more of them than there are would repeat some in
+    every batch, and prototypes would be shared out among copies.
+    """
+    names = (config.domains or tuple(transitions)) if config.batches == "mixed" else ()
+    shares = max(1, len(names))
+    return min(n * shares // max(1, names.count(domain)) for domain, n in transitions.items())
+
+
+def warn_of_left_out_namesakes(config: PretrainConfig, buffer: ReplayBuffer) -> None:
+    """Of a domain that several datasets have, --domains may mean one, and may mean all."""
+    for name in dict.fromkeys(map(name_of, config.domains)):
+        namesakes = [d for d in sorted(buffer.domains) if name_of(d) == name]
+        left_out = [d for d in namesakes if d not in config.domains]
+        if left_out:
+            _log.warning(
+                "of %s, which several datasets have, %s is trained on and %s left out; for all of "
+                "it name --domains %s",
+                name,
+                ", ".join(d for d in namesakes if d in config.domains),
+                ", ".join(left_out),
+                " ".join(namesakes),
+            )

@@ -3,6 +3,8 @@ crpt.probe`)."""
 
 from __future__ import annotations
 
+import logging
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -14,15 +16,17 @@ from tqdm import tqdm
 
 import crpt.ops
 from crpt.config import ProbeConfig
-from crpt.encoder import Encoder
+from crpt.encoder import Encoder, on_device
 from crpt.measures import effective_rank, prototypes_in_use, temporal_retrieval
 from crpt.replay import ReplayBuffer
-from crpt.ridge import held_out_accuracy, held_out_r2
+from crpt.ridge import held_out_accuracy, held_out_r2, varying
 
 BATCH = 256
 # Of h, whose 39,200 dimensions would take a probe minutes, this many random projections are probed:
 # they keep its distances and inner products.
 SKETCH_DIM = 512
+
+_log = logging.getLogger(__name__)
 
 Features = Literal["z", "h"]
 FEATURES: tuple[Features, ...] = ("z", "h")
@@ -94,16 +98,19 @@ def probe(
     initial: Encoder,
     *,
     seen: tuple[str, ...],
+    domains: tuple[str, ...] = (),
     device: str = "cpu",
     progress: bool = True,
 ) -> Probe:
-    """What z = normalise(norm(g(h))) and h = f(obs) know, in every domain of the dataset.
+    """What z = normalise(norm(g(h))) and h = f(obs) know, in these domains of the dataset, or in
+    all.
 
-    Raises ValueError for a dataset that was drawn otherwise than what the encoder was trained on.
+    Raises ValueError for a dataset that was drawn otherwise than what the encoder was trained on;
+    warns of one that was played with another action repeat.
     """
-    _check_render(dataset, encoder)
+    _check_play(dataset, encoder)
     # Sorted: the order in which processes added them to the dataset must not matter.
-    names = sorted(dataset.domains, key=lambda name: (name not in seen, name))
+    names = sorted(domains or dataset.domains, key=lambda name: (name not in seen, name))
     states, episodes = zip(*(_states(dataset, name) for name in names), strict=True)
     bar = tqdm(total=2 * len(names), desc="probe", unit=" encodings", disable=not progress)
     with bar:
@@ -134,17 +141,42 @@ def probe(
 
 
 def to_json(result: Probe) -> dict[str, Any]:
+    """None stands for what could not be measured, as JSON has no NaN."""
     return {
-        "domains": [asdict(row) | {"gain": row.gain} for row in result.domains],
+        "domains": [_without_nan(asdict(row)) | {"gain": row.gain} for row in result.domains],
         "separability": [asdict(row) for row in result.separability],
     }
 
 
-def _check_render(dataset: ReplayBuffer, encoder: Encoder) -> None:
-    drawn, learned = dataset.metadata.get("render"), encoder.metadata.get("render")
-    if None not in (drawn, learned) and drawn != learned:
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(inner) for key, inner in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _check_play(dataset: ReplayBuffer, encoder: Encoder) -> None:
+    render, repeat = (
+        (dataset.metadata.get(key), encoder.metadata.get(key))
+        for key in ("render", "action_repeat")
+    )
+    if None not in render and render[0] != render[1]:
         raise ValueError(
-            f"dataset should be rendered as what the encoder was trained on, {learned}, got {drawn}"
+            "dataset should be rendered as what the encoder was trained on, "
+            f"{render[1]}, got {render[0]}"
+        )
+    size = encoder.config.image_size
+    shapes = {domain: dataset.spec(domain).frame_shape for domain in dataset.domains}
+    others = [f"{d} {list(shape)}" for d, shape in shapes.items() if shape[1:] != (size, size)]
+    if others:
+        raise ValueError(
+            f"frames of the dataset should be of {size}x{size}, as the encoder was trained on, got "
+            + ", ".join(others)
+        )
+    if None not in repeat and repeat[0] != repeat[1]:
+        _log.warning(
+            "the frames to probe were played with action_repeat %s, those that the encoder was "
+            "trained on with %s: what it sees moves otherwise",
+            *repeat,
         )
 
 
@@ -155,6 +187,14 @@ def _states(dataset: ReplayBuffer, domain: str) -> tuple[NDArray[np.float64], ND
     states = np.asarray(dataset.arrays(domain)["states"][slots])
     if states.shape[1] == 0:
         raise ValueError(f"{domain} should have been recorded with simulator states, got none")
+    unfit = int((~np.isfinite(states)).any(axis=1).sum())
+    if unfit:
+        raise ValueError(f"states of {domain} should be finite, got {unfit} steps that are not")
+    if not varying(states).any():
+        raise ValueError(
+            f"states of {domain} should vary, for a probe to have something to read, got one state "
+            f"in all {len(states)} steps"
+        )
     number = np.repeat(np.arange(len(episodes)), [len(e) for e in episodes])
     return states, number
 
@@ -163,7 +203,7 @@ def _states(dataset: ReplayBuffer, domain: str) -> tuple[NDArray[np.float64], ND
 def _encode_all(
     encoder: Encoder, dataset: ReplayBuffer, names: list[str], device: str, bar: tqdm[Any]
 ) -> Encoded:
-    encoder = encoder.freeze().to(device, memory_format=torch.channels_last)
+    encoder = on_device(encoder.freeze(), device)
     generator = torch.Generator().manual_seed(0)
     sketch = torch.randn(encoder.feature_dim, SKETCH_DIM, generator=generator) / SKETCH_DIM**0.5
     sketch = sketch.to(device)

@@ -31,10 +31,15 @@ def held_out_r2(x: Matrix, y: Matrix, episode: NDArray[np.int64], folds: int = 5
     """
     predicted = held_out_predictions(x, y, episode, folds)
     residual = ((y - predicted) ** 2).sum(axis=0)
-    total = ((y - y.mean(axis=0)) ** 2).sum(axis=0)
-    varies = total > 1e-12 * len(y) * (1 + (y**2).mean(axis=0))
+    total, varies = ((y - y.mean(axis=0)) ** 2).sum(axis=0), varying(y)
     r2: Matrix = np.where(varies, 1 - residual / np.where(varies, total, 1), np.nan)
     return r2
+
+
+def varying(y: Matrix) -> NDArray[np.bool_]:
+    """Which dimensions of y [N, K] do, by more than rounding: [K]."""
+    varies: NDArray[np.bool_] = y.var(axis=0) > 1e-12 * (1 + (y**2).mean(axis=0))
+    return varies
 
 
 def held_out_accuracy(

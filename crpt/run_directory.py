@@ -17,11 +17,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 
-from crpt.files import replace_file
+from crpt.files import append_text, replace_file
 
 STAGE_LEAVES = {
     "collect": "dataset/*/cursor",
@@ -31,6 +31,9 @@ STAGE_LEAVES = {
     "evaluate": "evaluation.json",
 }
 """The file by which a stage's config section (and its input's) becomes binding."""
+
+_BEFORE_RECORDING = {".lock", "config.json", "encoder", "checkpoints"}
+"""What a stage may make before it leaves what makes it binding."""
 
 
 class ConfigMismatchError(ValueError):
@@ -56,22 +59,65 @@ class RunDirectory:
         self.path = Path(path)
         self.config_file = self.path / "config.json"
         self.metrics_file = self.path / "metrics.jsonl"
+        self.speed_file = self.path / "speed.jsonl"
         self.encoder_dir = self.path / "encoder"
         self.checkpoint_dir = self.path / "checkpoints"
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Hold the directory for this process; the lock goes with the process, however it ends."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("w") as lock:
+        """Hold the directory for this process; the lock goes with the process, however it ends.
+
+        What fails before it has recorded anything leaves no directory behind.
+        """
+        bare = not self.path.exists() or (self.path.is_dir() and not any(self.path.iterdir()))
+        missing = [path for path in (self.path, *self.path.parents) if not path.exists()]
+        with self._lock():
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise RunDirectoryBusyError(
-                    f"another process is running in {self.path}; wait for it, or choose another "
-                    "--run-dir"
-                ) from error
-            yield
+                yield
+            except BaseException:
+                if bare:
+                    self._remove_unless_recorded(missing)
+                raise
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        while True:
+            with self._lock_file() as lock:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError as error:
+                    raise RunDirectoryBusyError(
+                        f"another process is running in {self.path}; wait for it, or choose "
+                        "another --run-dir"
+                    ) from error
+                if os.fstat(lock.fileno()).st_nlink == 0:
+                    continue  # who held it has removed it: no lock for those who come next
+                yield
+                return
+
+    def _lock_file(self) -> TextIO:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            return (self.path / ".lock").open("w")
+        except OSError as error:
+            raise RunFileError(
+                f"run_dir should be a directory to write to, got {self.path}: {error.strerror}"
+            ) from error
+
+    def _remove_unless_recorded(self, made: list[Path]) -> None:
+        """made: the directory and those above it that were not there before, innermost first."""
+        found = {path.name for path in self.path.iterdir()}
+        if found - _BEFORE_RECORDING or any(map(self._binding, STAGE_LEAVES)):
+            return
+        for name in found - {".lock"}:
+            path = self.path / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        (self.path / ".lock").unlink()
+        for path in made:
+            try:
+                path.rmdir()
+            except OSError:  # somebody else has put something there
+                return
 
     def read_config(self) -> dict[str, Any]:
         if not self.config_file.exists():
@@ -82,6 +128,11 @@ class RunDirectory:
             raise ConfigMismatchError(
                 f"{self.config_file} is not readable JSON ({error}); choose another --run-dir"
             ) from error
+        if not isinstance(config, dict):
+            raise ConfigMismatchError(
+                f"{self.config_file} should be an object of sections, got {config!r}; choose "
+                "another --run-dir"
+            )
         return config
 
     def check(self, sections: dict[str, Any]) -> None:
@@ -129,42 +180,28 @@ class RunDirectory:
 
     def log(self, stage: str, step: int, **values: float | int | str | None) -> None:
         """Append one line to metrics.jsonl."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        line = json.dumps({"stage": stage, "step": step} | values)
-        with self.metrics_file.open("a") as file:
-            file.write(line + "\n")
+        self._append(self.metrics_file, {"stage": stage, "step": step} | values)
 
-    def log_speed(self, stage: str, step: int, **values: float) -> None:
+    def log_speed(self, stage: str, step: int, **values: float | str) -> None:
         """Append one line to speed.jsonl: what the machine decides on, and not the seed."""
-        line = json.dumps({"stage": stage, "step": step} | values)
-        with (self.path / "speed.jsonl").open("a") as file:
-            file.write(line + "\n")
+        self._append(self.speed_file, {"stage": stage, "step": step} | values)
 
     def metrics(self, stage: str | None = None) -> list[dict[str, Any]]:
         """All whole lines of metrics.jsonl, of one stage or of all."""
-        lines = []
-        if self.metrics_file.exists():
-            for text in self.metrics_file.read_text().splitlines():
-                try:
-                    line = json.loads(text)
-                except ValueError:
-                    continue  # a line cut short by a kill
-                if not (isinstance(line, dict) and {"stage", "step"} <= line.keys()):
-                    raise RunFileError(
-                        f"{self.metrics_file} should have a stage and a step in every line, "
-                        f"got {text[:80]!r}"
-                    )
-                if stage is None or line["stage"] == stage:
-                    lines.append(line)
-        return lines
+        return [line for line in _lines(self.metrics_file) if stage in (None, line["stage"])]
 
-    def rewind_metrics(self, stage: str, step: int) -> None:
+    def rewind_logs(self, stage: str, step: int) -> None:
         """Forget the stage's lines after `step`: they are about to be measured again."""
-        if not self.metrics_file.exists():
-            return
-        kept = [line for line in self.metrics() if line["stage"] != stage or line["step"] <= step]
-        text = "".join(json.dumps(line) + "\n" for line in kept)
-        replace_file(self.metrics_file, lambda path: path.write_text(text))
+        for file in (self.metrics_file, self.speed_file):
+            if file.exists():
+                lines = _lines(file)
+                kept = [line for line in lines if line["stage"] != stage or line["step"] <= step]
+                text = "".join(json.dumps(line) + "\n" for line in kept)
+                replace_file(file, partial(_write_text, text=text))
+
+    def _append(self, file: Path, line: dict[str, Any]) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        append_text(file, json.dumps(line) + "\n")
 
     def save_checkpoint(
         self, name: str, state: dict[str, Any], *, step: int = 0, keep: int = 1
@@ -179,8 +216,8 @@ class RunDirectory:
         if keep > 1:
             # Another name of the same file: it takes no room of its own.
             replace_file(self.checkpoint_dir / f"{name}-{step:09d}.pt", partial(_link, newest))
-        older = self._older_checkpoints(name)
-        for path in older[: len(older) - (keep if keep > 1 else 0)]:
+        newest_first = self._older_checkpoints(name)[::-1]
+        for path in newest_first[keep if keep > 1 else 0 :]:
             path.unlink()
 
     def has_checkpoint(self, name: str) -> bool:
@@ -225,6 +262,32 @@ class RunDirectory:
             raise RunFileError(
                 f"{path} is not readable JSON ({error}); delete it to measure again"
             ) from error
+
+
+def dataset_in(path: Path) -> Path:
+    """The dataset of a run directory; any other path as it is."""
+    own = path / "dataset"
+    return own if (own / "dataset.json").exists() and not (path / "dataset.json").exists() else path
+
+
+def _lines(file: Path) -> list[dict[str, Any]]:
+    """All whole lines of a log; none where there is no such file."""
+    lines: list[dict[str, Any]] = []
+    for text in file.read_text(errors="replace").splitlines() if file.exists() else ():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue  # a line cut short by a kill
+        if not (isinstance(line, dict) and {"stage", "step"} <= line.keys()):
+            raise RunFileError(
+                f"{file} should have a stage and a step in every line, got {text[:80]!r}"
+            )
+        lines.append(line)
+    return lines
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text)
 
 
 def _link(file: Path, path: Path) -> None:

@@ -5,6 +5,7 @@ Every stage may be run again: it goes on where it stopped, and returns at once w
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ import gymnasium
 import torch
 
 from crpt import envs, figures
+from crpt.agents.policy import trained_policy
 from crpt.collect import collect
 from crpt.config import (
     CollectConfig,
@@ -26,7 +28,7 @@ from crpt.distributed import ALONE, Team
 from crpt.encoder import Encoder, EncoderFileError, has_encoder, initial_encoder
 from crpt.evaluate import evaluate_policy, random_policy, summary
 from crpt.finetune import STAGE as FINETUNE
-from crpt.finetune import finetune, trained_policy
+from crpt.finetune import finetune
 from crpt.model_card import write_card
 from crpt.pretrain import STAGE as PRETRAIN
 from crpt.pretrain import pretrain
@@ -37,6 +39,8 @@ from crpt.seeds import stream_seed
 
 # Streams of a run's seed for what is measured, apart from what is trained on.
 PROBE_STREAM, EVALUATE_STREAM, FINETUNE_STREAM = 1, 2, 3
+
+_log = logging.getLogger(__name__)
 
 MakeEnv = Callable[..., gymnasium.Env[Any, Any]]
 """Like `crpt.envs.make`; tests put a toy in its place."""
@@ -83,6 +87,18 @@ def require_known_names(context: Context, *names: str) -> None:
             envs.require_known(name)
 
 
+def warn_of_another_action_repeat(config: FinetuneConfig, learned: int | None) -> None:
+    """learned: that of the frames which the encoder was trained on; None: nobody knows."""
+    if learned is not None and config.action_repeat != learned:
+        _log.warning(
+            "fine-tuning's action_repeat is %d, and the encoder was trained on frames of "
+            "action_repeat %d: what it sees moves otherwise; the same would be action_repeat %d",
+            config.action_repeat,
+            learned,
+            learned,
+        )
+
+
 def collect_stage(context: Context, config: CollectConfig) -> ReplayBuffer:
     """Random play, into `dataset/`."""
     require_known_names(context, *config.domains)
@@ -103,7 +119,7 @@ def pretrain_stage(context: Context, config: PretrainConfig) -> Encoder:
     if missing:
         raise StageOrderError(
             f"{missing[0]} should be a dataset to pre-train on; record one first: "
-            f"python -m crpt.collect --run-dir {context.run.path}"
+            f"python -m crpt.collect --run-dir {context.run.path}, or name one: --dataset"
         )
     if has_encoder(context.run.encoder_dir) and not context.run.has_checkpoint(PRETRAIN):
         raise ConfigMismatchError(
@@ -127,15 +143,16 @@ def pretrain_stage(context: Context, config: PretrainConfig) -> Encoder:
 
 def probe_stage(context: Context, config: ProbeConfig) -> dict[str, Any]:
     """Ridge probes on random play of their own, into `probe.json`."""
-    require_known_names(context, *config.unseen)
+    require_known_names(context, *config.domains, *config.unseen)
     encoder = _load_encoder(context, "domains", "seed", "render", "action_repeat")
     context.claim("probe", config)
-    done: dict[str, Any] | None = context.run.read_json("probe.json")
-    if done is not None:
-        return done
     seen = tuple(encoder.metadata["domains"])
+    names = tuple(dict.fromkeys(config.domains or seen + config.unseen))
+    done: dict[str, Any] | None = context.run.read_json("probe.json")
+    if done is not None and {row["domain"] for row in done["domains"]} == set(names):
+        return done
     play = CollectConfig(
-        domains=tuple(dict.fromkeys(seen + config.unseen)),
+        domains=names,
         transitions=config.episodes * config.episode_length,
         episode_length=config.episode_length,
         action_repeat=encoder.metadata["action_repeat"],
@@ -155,6 +172,7 @@ def probe_stage(context: Context, config: ProbeConfig) -> dict[str, Any]:
         encoder,
         initial_encoder(encoder.config, encoder.metadata["seed"]),
         seen=seen,
+        domains=names,
         device=context.device,
         progress=context.progress,
     )
@@ -172,6 +190,7 @@ def finetune_stage(context: Context, config: FinetuneConfig) -> None:
     require_known_names(context, config.task)
     encoder = _load_encoder(context, "render")
     context.claim(FINETUNE, config)
+    warn_of_another_action_repeat(config, encoder.metadata.get("action_repeat"))
     finetune(
         config,
         encoder,

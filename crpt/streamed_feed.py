@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crpt.feeds import AHEAD, Domains, Feed, Ring, ViewConfig, parts, whole
+from crpt.feeds import AHEAD, Domains, Feed, StagingBuffers, ViewConfig, parts, whole
 from crpt.ops import frame_stack
 from crpt.replay import ReplayBuffer
 
@@ -173,7 +173,7 @@ def _draw_ahead(
     stream = None
     try:
         stream = torch.cuda.Stream(device) if cuda else None
-        host = Ring(
+        host = StagingBuffers(
             [
                 torch.zeros(staged[0].shape, dtype=torch.uint8, pin_memory=cuda)
                 for _ in range(AHEAD)
@@ -213,7 +213,7 @@ def _fill(
     """pixels: [2, n, K*C, H, W], obs and next_obs of n rows."""
     obs, next_obs = pixels
     like = buffer.empty(domain, 1, frame_stack=config.frame_stack)
-    scalars = {
+    scalars: dict[str, Any] = {
         name: torch.empty((len(obs), *tensor.shape[1:]), dtype=tensor.dtype)
         for name, tensor in like.tensors()
         if name not in ("obs", "next_obs")

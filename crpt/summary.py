@@ -66,9 +66,9 @@ def _probe_table(probes: list[dict[str, Any]]) -> str:
     """One line per domain, seen domains first, and the means."""
     columns = (
         "domain", "", "R2 at init", "R2", "gain", "rank at init", "rank", "retrieval at init",
-        "retrieval", "prototypes",
+        "retrieval", "by chance", "prototypes",
     )  # fmt: skip
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
             p["domain"],
             "seen" if p["seen"] else "unseen",
@@ -77,8 +77,9 @@ def _probe_table(probes: list[dict[str, Any]]) -> str:
             f"{p['gain']:+.3f}",
             f"{p['init']['effective_rank']:.1f}",
             f"{p['trained']['effective_rank']:.1f}",
-            f"{p['init']['retrieval']:.1%}",
-            f"{p['trained']['retrieval']:.1%}",
+            _share(p["init"]["retrieval"]),
+            _share(p["trained"]["retrieval"]),
+            _share(p["retrieval_by_chance"]),
             str(p["prototypes_in_use"]),
         )
         for p in probes
@@ -91,13 +92,17 @@ def _probe_table(probes: list[dict[str, Any]]) -> str:
             )
             gain = f"{trained - init:+.3f}"
             figures = (f"{init:.3f}", f"{trained:.3f}", gain)
-            rows.append(("mean", name, *figures, "", "", "", "", ""))
+            rows.append(("mean", name, *figures, *[""] * (len(columns) - 5)))
     return _table(columns, rows)
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
 
 
 def _pretrain_table(lines: list[dict[str, Any]]) -> str:
     columns = ("batch of", "loss", "distance", "rank of z", "rank of h", "prototypes")
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
             line["domain"],
             f"{line['loss']:.3f}",
@@ -113,7 +118,7 @@ def _pretrain_table(lines: list[dict[str, Any]]) -> str:
 
 def evaluation_text(evaluation: dict[str, Any]) -> str:
     """Return of the policy beside that of random actions."""
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
             label,
             f"{evaluation[name]['return_mean']:.1f}",

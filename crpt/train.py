@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from crpt.config import Stages
+from crpt.encoder import EncoderConfig, feature_map_size
+from crpt.pretrain_input import largest_batch
 from crpt.stages import (
     Context,
     collect_stage,
@@ -11,6 +13,7 @@ from crpt.stages import (
     pretrain_stage,
     probe_stage,
     require_known_names,
+    warn_of_another_action_repeat,
 )
 from crpt.summary import render, summarise
 
@@ -32,6 +35,7 @@ def train(context: Context, stages: Stages) -> str:
             "evaluate": stages.evaluate,
         }
     )
+    warn_of_another_action_repeat(stages.finetune, stages.collect.action_repeat)
     collect_stage(context, stages.collect)
     pretrain_stage(context, stages.pretrain)
     probe_stage(context, stages.probe)
@@ -50,6 +54,14 @@ def _require_that_stages_fit(stages: Stages) -> None:
         raise ValueError(
             f"pretrain.domains should be some of those collected, {', '.join(played)}, got "
             f"{', '.join(unknown)}"
+        )
+    feature_map_size(EncoderConfig(image_size=stages.collect.image_size))
+    trained_on = pretrain.domains or played
+    most = largest_batch(pretrain, dict.fromkeys(trained_on, stages.collect.transitions))
+    if pretrain.batch_size > most:
+        raise ValueError(
+            f"pretrain.batch_size should be at most {most}, as many as there are transitions for "
+            f"with collect.transitions {stages.collect.transitions}, got {pretrain.batch_size}"
         )
     if finetune.embedding_statistics == "task" and pretrain.embedding_norm == "none":
         raise ValueError(

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from crpt.byte_encoder import bytes_are_faster
 from crpt.config import PretrainConfig
 from crpt.distributed import ALONE, Team
-from crpt.encoder import EncoderConfig, initial_encoder
+from crpt.encoder import EncoderConfig, initial_encoder, on_device
 from crpt.feeds import Domains, Feed, ResidentFeed, ViewConfig, fits, parts, whole
-from crpt.gpu_encoder import bytes_are_faster
 from crpt.measures import (
     assignment_perplexity,
     effective_rank,
@@ -64,7 +64,6 @@ class Trainer:
         cuda_graphs: bool = True,
     ) -> None:
         self.team = team
-        self.config = config = replace(config, precision=precision_on(config, device))
         self.buffer = buffer
         self.device = device
         self.round = 0
@@ -83,10 +82,11 @@ class Trainer:
             ),
             seed,
         )
+        self.config = config = replace(config, precision=precision_on(config, encoder, device))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed + 1)
             model = build(encoder, config)
-        self.model = model.to(device, memory_format=torch.channels_last)
+        self.model = on_device(model, device)
         self.model.join(team)
         self.forward: Callable[[Tensor, Tensor], Losses] = self.model
         if team.group is not None:
@@ -154,14 +154,11 @@ class Trainer:
                 dtype=views.dtype,
                 device=self.device,
                 generator=self.generator,
+                rows=part.of(views.rows),
             )
             for part in parts(domains, c.batch_size)
         ]
-        obs, next_obs = (
-            made[0] if len(made) == 1 else torch.cat(made)
-            for made in ([b.obs for b in batches], [b.next_obs for b in batches])
-        )
-        return whole([obs[views.rows]]), whole([next_obs[views.rows]])
+        return whole([b.obs for b in batches]), whole([b.next_obs for b in batches])
 
     def update(self, domains: Domains) -> Losses:
         """One update on a batch of these domains. The numbers among its losses stay; the rest of

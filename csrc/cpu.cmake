@@ -1,9 +1,12 @@
 # The CPU kernels: each source compiled once per instruction-set level, the level picked at run time.
 
 set(CRPT_KERNELS sinkhorn row_normalize prototype_loss prototype_objective intrinsic_loss
-    random_shift frame_stack knn_distance transpose)
+    random_shift frame_stack knn_distance transpose reorder)
 list(TRANSFORM CRPT_KERNELS PREPEND ${CMAKE_CURRENT_LIST_DIR}/kernels/ OUTPUT_VARIABLE kernel_sources)
 list(TRANSFORM kernel_sources APPEND .cpp)
+# The encoder's convolutions in bf16, for CPUs with units for it; everywhere else a plain form.
+set(conv_sources ${CMAKE_CURRENT_LIST_DIR}/kernels/conv_forward.cpp
+    ${CMAKE_CURRENT_LIST_DIR}/kernels/conv_backward.cpp)
 
 if(NOT CRPT_SANITIZE MATCHES thread)
   find_package(OpenMP COMPONENTS CXX)
@@ -25,8 +28,8 @@ if(CMAKE_CXX_COMPILER_ID MATCHES Clang)
   list(APPEND CRPT_KERNEL_FLAGS -Wno-pass-failed)
 endif()
 
-function(crpt_add_level level)
-  add_library(crpt_cpu_${level} OBJECT ${kernel_sources})
+function(crpt_add_level level sources)
+  add_library(crpt_cpu_${level} OBJECT ${sources})
   target_compile_definitions(crpt_cpu_${level} PRIVATE CRPT_ISA=${level})
   target_compile_options(crpt_cpu_${level} PRIVATE ${CRPT_KERNEL_FLAGS} ${ARGN})
   target_include_directories(crpt_cpu_${level} PRIVATE ${CMAKE_CURRENT_FUNCTION_LIST_DIR})
@@ -34,11 +37,17 @@ function(crpt_add_level level)
   target_sources(crpt_cpu PRIVATE $<TARGET_OBJECTS:crpt_cpu_${level}>)
 endfunction()
 
-crpt_add_level(baseline)
+crpt_add_level(baseline "${kernel_sources};${conv_sources}")
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
-  crpt_add_level(avx2 -mavx2 -mfma)
-  crpt_add_level(avx512 -mavx2 -mfma -mavx512f -mavx512bw -mavx512dq -mavx512vl
-                 -mprefer-vector-width=512)
+  set(avx512 -mavx2 -mfma -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512)
+  crpt_add_level(avx2 "${kernel_sources}" -mavx2 -mfma)
+  crpt_add_level(avx512 "${kernel_sources}" ${avx512})
+  include(CheckCXXCompilerFlag)
+  check_cxx_compiler_flag(-mavx512bf16 CRPT_COMPILES_AVX512BF16)
+  if(CRPT_COMPILES_AVX512BF16)
+    crpt_add_level(avx512bf16 "${conv_sources}" ${avx512} -mavx512bf16)
+    target_compile_definitions(crpt_cpu PUBLIC CRPT_AVX512BF16)
+  endif()
 endif()
 
 # The replay buffer's storage.

@@ -8,7 +8,13 @@ import signal
 from collections.abc import Iterator
 
 import pytest
+
+# Small arrays gain nothing from threads, and on a busy machine they wait for each other: NumPy's,
+# and torch's. Here as well as before each test, for fixtures of modules come first.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import torch
+
+torch.set_num_threads(1)
 
 # A script's background job starts with Ctrl-C ignored, and so would every process of a test.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -30,7 +36,6 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(autouse=True)
 def _one_thread_and_restored_random_state() -> Iterator[None]:
-    """Small tensors gain nothing from threads, and on a busy machine they wait for each other."""
     state, threads = torch.random.get_rng_state(), torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,4 +1,4 @@
-"""What the kernels of crpt/gpu_encoder.py compute, in plain PyTorch: bf16 where they round."""
+"""What the kernels of crpt/byte_encoder.py compute, in plain PyTorch: bf16 where they round."""
 
 from __future__ import annotations
 

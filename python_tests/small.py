@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import dot_env
+import torch
+from torch import Tensor
 
 from crpt.collect import collect
 from crpt.config import (
@@ -16,6 +18,7 @@ from crpt.config import (
     ProbeConfig,
     Stages,
 )
+from crpt.encoder import Encoder, EncoderConfig
 from crpt.replay import ReplayBuffer
 
 COLLECT = CollectConfig(
@@ -30,6 +33,7 @@ PRETRAIN = PretrainConfig(
     predictor_hidden=32,
     prototypes=32,
     embedding_norm="batch",
+    precision="fp32",  # auto is another one on another CPU
     log_every=2,
     checkpoint_every=2,
 )
@@ -55,6 +59,26 @@ STAGES = Stages(COLLECT, PRETRAIN, PROBE, FINETUNE, EvaluateConfig(episodes=3))
 
 def dataset(path: Path, config: CollectConfig = COLLECT, seed: int = 0) -> ReplayBuffer:
     return collect(config, path, seed=seed, make_env=dot_env.make, progress=False)
+
+
+def new_encoder(config: PretrainConfig) -> Encoder:
+    """What pre-training with this config begins with."""
+    torch.manual_seed(0)
+    return Encoder(
+        EncoderConfig(
+            image_size=dot_env.SIZE,
+            projection_dim=config.projection_dim,
+            embedding_norm=config.embedding_norm,
+        )
+    )
+
+
+def views(batch: int = 16) -> tuple[Tensor, Tensor]:
+    """obs and next_obs of noise, [B, 9, H, W] in [0, 1]."""
+    generator = torch.Generator().manual_seed(1)
+    size = dot_env.SIZE
+    obs, next_obs = torch.rand(2, batch, 9, size, size, generator=generator)
+    return obs, next_obs
 
 
 def replace_domains(config: CollectConfig, domains: tuple[str, ...]) -> CollectConfig:

@@ -38,8 +38,10 @@ def main() -> None:
             small.PRETRAIN, rounds=25, objective=names[0], batches=batches, embedding_norm=norm,
             learning_rate=float(rate), log_every=1,
         )  # fmt: skip
-        run = RunDirectory(Path(runs) / names[0])
-        pretrain(config, ReplayBuffer.open(dataset), run, seed=0, progress=False, team=team)
+        # Where {rank} is in a path, each process has files of its own.
+        data, directory = dataset.format(rank=team.rank), runs.format(rank=team.rank)
+        run = RunDirectory(Path(directory) / names[0])
+        pretrain(config, ReplayBuffer.open(data), run, seed=0, progress=False, team=team)
 
 
 if __name__ == "__main__":

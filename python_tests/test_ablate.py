@@ -187,10 +187,14 @@ def test_the_command_says_what_it_can_be_asked(monkeypatch, capsys, tmp_path):
     for wrong, message in (
         (("--only", "alpha_7"), "only should name some of alpha_0, .* got alpha_7"),
         (("--seeds", "0"), "seeds should be at least 1, got 0"),
+        (("--dataset", "nowhere"), "dataset should be one that was recorded, got nowhere"),
     ):
         code, _, err = run(monkeypatch, capsys, "alpha", *flags, *wrong)
         assert code == 1
         assert re.search(message, err)
+    code, _, err = run(monkeypatch, capsys, "transitions", *flags, "--dataset", "play")
+    assert code == 1
+    assert "dataset should be none for transitions, which records play" in err
 
 
 def test_the_command_leaves_table_json_and_figure(monkeypatch, capsys, tmp_path):

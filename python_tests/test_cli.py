@@ -62,7 +62,12 @@ def test_an_unknown_preset_or_flag_is_refused(crpt, tmp_path, arguments):
 @pytest.mark.parametrize(
     ("stage", "arguments", "message"),
     [
-        ("pretrain", [], "should be a dataset to pre-train on"),
+        (
+            "pretrain",
+            [],
+            "should be a dataset to pre-train on; record one first: python -m crpt.co",
+        ),
+        ("pretrain", [], ", or name one: --dataset"),
         ("finetune", [], "should be a pre-trained encoder"),
         ("evaluate", [], "should have a fine-tuned agent"),
         ("collect", ["--domains", "cheetah_rum"], "close to it: cheetah_run"),
@@ -74,10 +79,11 @@ def test_an_unknown_preset_or_flag_is_refused(crpt, tmp_path, arguments):
     ],
 )
 def test_errors_are_one_message_and_exit_1(crpt, tmp_path, stage, arguments, message):
-    code, _, err = crpt(stage, "--run-dir", str(tmp_path), *arguments)
+    code, _, err = crpt(stage, "--run-dir", str(tmp_path / "runs" / "a"), *arguments)
     assert code == 1
     assert message in err
     assert "Traceback" not in err
+    assert not list(tmp_path.iterdir())
 
 
 def test_values_out_of_range_are_refused_like_unknown_flags(crpt, tmp_path):
@@ -97,6 +103,14 @@ def test_a_mistyped_first_attempt_binds_nobody(crpt, tmp_path):
     code, _, err = crpt("collect", *flags, "--domains", "reacher_easy", "--workers", "1")
     assert code == 1
     assert "collect.domains: ['cartpole_swingup'] -> ['reacher_easy']" in err
+
+
+def test_an_agent_of_another_release_is_named(crpt, tmp_path):
+    (tmp_path / "config.json").write_text('{"finetune": {"no_such_field": 1}}')
+    code, _, err = crpt("evaluate", "--run-dir", str(tmp_path))
+    assert code == 1
+    assert "should have the fields of this crpt" in err
+    assert "no_such_field" in err
 
 
 def test_a_traceback_on_request(crpt, tmp_path, monkeypatch):

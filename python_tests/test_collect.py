@@ -12,7 +12,7 @@ import pytest
 import toy_env
 from toy_collect import contents, toy_collect
 
-from crpt import collect_workers, random_play
+from crpt.collect import random_play, workers
 
 # What is recorded
 
@@ -84,11 +84,11 @@ def test_the_bytes_do_not_depend_on_how_it_was_collected(tmp_path):
     expected = contents(tmp_path / "reference")
     toy_collect(tmp_path / "again")
     toy_collect(tmp_path / "again")
-    for workers in (2, 3, 5):
-        toy_collect(tmp_path / f"{workers} workers", workers=workers)
-        toy_collect(tmp_path / f"{workers} at one", domains=("fast_a",), workers=workers)
-        assert contents(tmp_path / f"{workers} workers") == expected
-        one = contents(tmp_path / f"{workers} at one" / "fast_a")
+    for count in (2, 3, 5):
+        toy_collect(tmp_path / f"{count} workers", workers=count)
+        toy_collect(tmp_path / f"{count} at one", domains=("fast_a",), workers=count)
+        assert contents(tmp_path / f"{count} workers") == expected
+        one = contents(tmp_path / f"{count} at one" / "fast_a")
         assert one == contents(tmp_path / "reference" / "fast_a")
     for transitions in (1, 30, 31, 99, 100):
         toy_collect(tmp_path / "extended", transitions=transitions, workers=1 + transitions % 2)
@@ -111,8 +111,8 @@ def test_a_finished_dataset_is_left_alone(tmp_path):
 
 def test_the_bytes_do_not_depend_on_the_memory_for_what_waits(tmp_path, monkeypatch):
     toy_collect(tmp_path / "reference")
-    monkeypatch.setattr(collect_workers, "_BYTES_KEPT", 0)
-    monkeypatch.setattr(collect_workers, "_LEAST_BYTES_KEPT", 3 * toy_env.SIZE**2)  # one frame
+    monkeypatch.setattr(workers, "_BYTES_KEPT", 0)
+    monkeypatch.setattr(workers, "_LEAST_BYTES_KEPT", 3 * toy_env.SIZE**2)  # one frame
     toy_collect(tmp_path / "data", workers=3)
     assert contents(tmp_path / "data") == contents(tmp_path / "reference")
 

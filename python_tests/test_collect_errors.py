@@ -14,8 +14,8 @@ import toy_env
 from gymnasium.spaces import Box
 from toy_collect import contents, toy_collect
 
-from crpt import collect_watch, envs, random_play
-from crpt.collect import DatasetMismatchError, collect
+from crpt import envs
+from crpt.collect import DatasetMismatchError, collect, random_play, watch
 from crpt.config import CollectConfig
 from crpt.replay import DatasetFullError, DatasetLockedError, ReplayBuffer
 
@@ -86,6 +86,19 @@ def test_an_unknown_task_is_explained(tmp_path, workers):
     config = CollectConfig(domains=("cheeta_run", "walker_runs"), transitions=5, workers=workers)
     with pytest.raises(random_play.CollectError, match=r"cheetah_run|walker_run"):
         collect(config, tmp_path / "data", seed=0, progress=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failure_leaves_what_was_there_before(tmp_path):
+    (tmp_path / "data").mkdir()
+    with pytest.raises(random_play.CollectError):
+        toy_collect(tmp_path / "data", toy_env.make_failing, domains=("broken",))
+    assert (tmp_path / "data").exists()
+    toy_collect(tmp_path / "data")
+    before = contents(tmp_path / "data")
+    with pytest.raises(random_play.CollectError):
+        toy_collect(tmp_path / "data", toy_env.make_failing, domains=("broken",))
+    assert contents(tmp_path / "data") == before
 
 
 def test_no_opengl_in_a_worker_is_the_one_clear_message(tmp_path):
@@ -97,7 +110,7 @@ def test_no_opengl_in_a_worker_is_the_one_clear_message(tmp_path):
 @pytest.mark.parametrize("how", ["dies", "hangs"])
 def test_a_worker_that_ends_is_replaced_and_no_byte_changes(tmp_path, monkeypatch, how, caplog):
     monkeypatch.setenv("TOY_MARK", str(tmp_path / "mark"))
-    monkeypatch.setattr(collect_watch, "_PATIENCE", 1.5)
+    monkeypatch.setattr(watch, "_PATIENCE", 1.5)
     domains = (f"{how}_once", "fast_b")
     buffer = toy_collect(tmp_path / "data", toy_env.make_ending, domains=domains, workers=2)
     assert (tmp_path / "mark").exists()

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crpt.collect_schedule import Episode, Schedule
+from crpt.collect.schedule import Episode, Schedule
 
 
 class Simulation:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from crpt import collect_watch
-from crpt.collect_watch import Watch
+from crpt.collect import watch
+from crpt.collect.watch import Watch
 
 
 @pytest.fixture
@@ -34,8 +34,8 @@ def machine(monkeypatch, tmp_path):
     made = Machine()
     made.queued = 0.0
     made.write()
-    monkeypatch.setattr(collect_watch.time, "monotonic", lambda: made.now)
-    monkeypatch.setattr(collect_watch, "_PROC", tmp_path)
+    monkeypatch.setattr(watch.time, "monotonic", lambda: made.now)
+    monkeypatch.setattr(watch, "_PROC", tmp_path)
     made.watch = Watch(7)
     made.watch.begin(new=True)
     return made

@@ -173,16 +173,17 @@ def test_a_full_disk_leaves_whole_episodes(tmp_path, monkeypatch):
             imported(tmp_path / "ds", tmp_path / "npz")
     # Filled by others meanwhile: the third of the files asks for room that is gone.
     calls = itertools.count()
-    add = __import__("crpt.dataset.importing", fromlist=["_Ledger"])._Ledger.add
 
-    def full(self, file):
+    def full(file):
         if next(calls) == 2:
-            raise OSError(errno.ENOSPC, "No space left on device", "imported.jsonl")
-        add(self, file)
+            raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("crpt.dataset.importing._Ledger.add", full)
-        with pytest.raises(OSError, match="No space left"):
+        patch.setattr("crpt.dataset.importing.os.fsync", full)
+        with pytest.raises(
+            DatasetFullError,
+            match=r"no room for .*imported\.jsonl; the episodes before .* whole: make",
+        ):
             imported(tmp_path / "ds", tmp_path / "npz")
     require_whole(tmp_path / "ds", 2)
     assert imported(tmp_path / "ds", tmp_path / "npz").episodes == 3
@@ -210,6 +211,30 @@ def test_an_error_within_an_episode_takes_it_back(tmp_path, monkeypatch):
     assert (report.episodes, report.steps, report.notes) == (1, 6, [])
     imported(tmp_path / "ds", tmp_path / "npz")
     require_whole(tmp_path / "ds", 3)
+
+
+def test_a_kill_while_the_list_of_what_was_imported_is_put_in_order_loses_nothing(
+    tmp_path, monkeypatch
+):
+    directory(tmp_path / "npz", count=3)
+    imported(tmp_path / "ds", tmp_path / "npz")
+    ledger = tmp_path / "ds" / "toy" / "imported.jsonl"
+    lines = ledger.read_text()
+    ledger.write_text(lines + '{"file": "killed before its episode.npz", "che')
+    write = Path.write_text
+
+    def killed(path, text, *rest, **more):
+        if "imported" in path.name:
+            write(path, text[: len(text) // 2])
+            raise SystemExit("as if killed")
+        return write(path, text, *rest, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", killed)
+        with pytest.raises(SystemExit):
+            imported(tmp_path / "ds", tmp_path / "npz")
+    assert imported(tmp_path / "ds", tmp_path / "npz").already_there == 3
+    assert ledger.read_text() == lines
 
 
 def test_import_survives_kill_9_at_any_moment(tmp_path):

@@ -302,6 +302,22 @@ def test_info_as_a_table(tmp_path, command):
         assert text in out
 
 
+def test_a_run_directory_stands_for_its_dataset(dataset, command):
+    run = dataset.parent / "run"
+    run.mkdir()
+    dataset.rename(run / "dataset")
+    assert "toy" in command("info", run)[1]
+    assert command("verify", run)[:2] == command("verify", run / "dataset")[:2]
+    code, out, _ = command("export", run, run / "episodes", "--domain", "toy")
+    assert (code, len(list((run / "episodes").glob("*.npz")))) == (0, 4), out
+    filled(run.parent / "own")
+    filled(run.parent / "own" / "dataset", episodes=1)
+    assert "24" in command("info", run.parent / "own")[1]  # a dataset is itself
+    code, _, err = command("info", run.parent)
+    assert code == 1
+    assert "is not a dataset: it has no dataset.json" in err
+
+
 def test_help_and_wrong_commands(command):
     code, out, _ = command("--help")
     assert code == 0

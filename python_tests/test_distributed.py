@@ -72,6 +72,10 @@ def check_lines(pairs, *, within):
         assert mine.keys() == theirs.keys()
         for key in ("loss", "distance_from_trivial"):
             assert theirs[key] == pytest.approx(mine[key], rel=0, abs=within), mine["step"]
+        # Of the whole batch, too: ranks of a share would be lower, and fewer prototypes in use.
+        for key in mine.keys() & {"effective_rank", "usage_entropy", "gradient_norm"}:
+            assert theirs[key] == pytest.approx(mine[key], rel=1e3 * within), (key, mine["step"])
+        assert theirs.get("prototypes_in_use") == mine.get("prototypes_in_use"), mine["step"]
 
 
 # In float64: float32 rounds otherwise on another processor, or in shares, and Adam, which steps by
@@ -130,6 +134,19 @@ def test_a_process_that_dies_ends_the_others_and_loses_nothing(dataset, tmp_path
     assert Encoder.from_pretrained(tmp_path / "crptpro").frozen
 
 
+@pytest.mark.slow
+def test_processes_that_see_different_files_are_told(dataset, tmp_path):
+    saved = RunDirectory(tmp_path / "runs0" / "crptpro")
+    saved.save_checkpoint("pretrain", {"round": 4})
+    with pytest.raises(AssertionError, match=r"got \(4, False\) in .* 0 and \(None, False\) in"):
+        together(2, str(dataset), str(tmp_path / "runs{rank}"), *SMALL, "crptpro")
+    assert not (tmp_path / "runs1").exists()
+    (tmp_path / "data0").symlink_to(dataset)
+    small.dataset(tmp_path / "data1", replace(small.COLLECT, transitions=80))
+    with pytest.raises(AssertionError, match=r"'dot_blue': 120.* 0 and .*'dot_blue': 80"):
+        together(2, str(tmp_path / "data{rank}"), str(tmp_path / "runs"), *SMALL, "crptpro")
+
+
 def test_a_process_of_its_own_is_a_team_of_one(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     assert not launched_by_torchrun()
@@ -140,6 +157,7 @@ def test_a_process_of_its_own_is_a_team_of_one(monkeypatch):
     x = torch.randn(3, 2)
     assert torch.equal(ALONE.gather(x), x)
     assert torch.equal(ALONE.mean(x), x)
+    ALONE.require_same("x", x)
 
 
 def test_each_process_takes_the_gpu_of_its_number_unless_one_was_named(monkeypatch):

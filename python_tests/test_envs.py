@@ -10,7 +10,7 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
-from toy_env import ToyEnv, identity
+from toy_env import ToyEnv, identity, make_reusing
 
 from crpt import envs
 
@@ -258,8 +258,9 @@ def test_gymnasium_finds_nothing_wrong():
     check_env(envs.FrameStack(envs.make("cartpole_swingup", render="fast")), skip_render_check=True)
 
 
-def test_frame_stack_repeats_the_first_frame():
-    env = envs.FrameStack(ToyEnv("toy"))
+@pytest.mark.parametrize("make", [ToyEnv, make_reusing])
+def test_frame_stack_repeats_the_first_frame(make):
+    env = envs.FrameStack(make("toy"))
     assert env.observation_space.shape == (9, 6, 6)
 
     def steps(stack: np.ndarray) -> list[int]:

@@ -8,7 +8,7 @@ import pytest
 import small
 import torch
 
-from crpt.feeds import ResidentFeed, Ring, ViewConfig, frame_bytes, parts
+from crpt.feeds import ResidentFeed, StagingBuffers, ViewConfig, fits, frame_bytes, parts
 from crpt.streamed_feed import StreamedFeed
 
 CPU = torch.device("cpu")
@@ -118,7 +118,7 @@ def test_a_buffer_is_written_again_only_when_the_device_has_read_it():
         def synchronize(self):
             self.waited += 1
 
-    ring = Ring([torch.zeros(2), torch.zeros(2)], CPU)
+    ring = StagingBuffers([torch.zeros(2), torch.zeros(2)], CPU)
     to, events = torch.zeros(2), [Event(), Event()]
     for value, event in zip((1.0, 2.0), events, strict=True):
         ring.writable().fill_(value)
@@ -135,6 +135,14 @@ def test_the_bytes_of_the_frames_are_those_that_are_filled(buffer):
     assert frame_bytes(buffer, DOMAINS) == frames * 3 * 20 * 20
 
 
+def test_frames_fit_where_they_leave_room_for_the_updates(buffer, monkeypatch):
+    needed = frame_bytes(buffer, DOMAINS)
+    for share, fit in ((0.5, True), (0.75, False), (2.0, False)):
+        free = int(needed / share)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 2 * free))
+        assert fits(buffer, DOMAINS, CPU) is fit
+
+
 @pytest.mark.parametrize(("count", "batch"), [(1, 7), (2, 7), (3, 8), (3, 3)])
 def test_parts_cover_the_batch_in_equal_shares(count, batch):
     found = parts(tuple("abc"[:count]), batch)
@@ -142,6 +150,18 @@ def test_parts_cover_the_batch_in_equal_shares(count, batch):
     assert found[-1].end == batch
     sizes = [p.end - p.begin for p in found]
     assert max(sizes) - min(sizes) <= 1
+
+
+def test_each_row_of_a_batch_is_in_one_part():
+    rows = slice(3, 6)
+    found = [
+        row
+        for part in parts(("a", "b", "c", "d"), 8)
+        for row in range(8)[part.begin : part.end][part.of(rows)]
+    ]
+    assert found == [3, 4, 5]
+    for part in parts(("a", "b", "c", "d"), 8):  # also where it has none of them
+        assert 0 <= part.of(rows).start <= part.of(rows).stop <= 2
 
 
 def numbers(*shape: int) -> torch.Tensor:

@@ -1,5 +1,6 @@
 import errno
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -7,8 +8,10 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from toy_replay import filled
 
 from crpt.files import DiskFullError, replace_file, replace_files
+from crpt.replay import DatasetFullError
 
 
 def _save_torch(path):
@@ -33,6 +36,31 @@ def test_a_full_disk_is_named_with_the_remedy_and_the_old_file_kept(tmp_path, sa
     assert error.value.errno == errno.ENOSPC
     assert target.read_text() == "old"
     assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.fixture
+def largest_file():
+    """Files of this process may have so many bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
+    yield 50_000
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("save", [_save_torch, _save_text])
+def test_a_file_larger_than_the_user_may_write_is_named(tmp_path, largest_file, save):
+    target = tmp_path / "file"
+    target.write_text("old")
+    with pytest.raises(DiskFullError, match=r"File too large.*/file could not be written"):
+        replace_file(target, save)
+    assert target.read_text() == "old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_dataset_larger_than_the_user_may_write_is_named(tmp_path, largest_file):
+    with pytest.raises(DatasetFullError, match=r"no room for .*frames\.npy.*make room"):
+        filled(tmp_path / "data", capacity=largest_file)
+    assert not list(tmp_path.iterdir())
 
 
 def test_another_error_of_the_writer_is_not_blamed_on_the_disk(tmp_path):

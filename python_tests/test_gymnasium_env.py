@@ -129,6 +129,20 @@ def test_actions_are_mapped_onto_the_range():
     np.testing.assert_allclose(env.unwrapped._env.unwrapped.taken, expected)
 
 
+@pytest.mark.parametrize("actions", [Box(0.0, 2.0, (2,), np.float32), Discrete(2)])
+def test_wrong_actions_are_named_and_not_clamped(actions):
+    env = painted(actions=actions)
+    env.reset(seed=0)
+    for action, message in [
+        (np.zeros(3), r"action should be \(2,\), got \(3,\)"),
+        (np.array([0.0, 1.1]), r"action should be in \[-1, 1\], got \[0\. +1\.1"),
+        (np.array([np.nan, 0.0]), r"action should be in \[-1, 1\], got \[nan"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            env.step(action)
+    assert env._env.unwrapped.taken == []
+
+
 def test_discrete_actions_are_the_largest_of_as_many():
     env = painted(actions=Discrete(3, start=4), action_repeat=1)
     assert env.action_space == Box(-1, 1, (3,), np.float32)

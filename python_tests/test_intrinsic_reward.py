@@ -10,13 +10,14 @@ def unit(n: int, d: int = 8, seed: int = 0) -> torch.Tensor:
 
 
 def test_the_reward_is_the_distance_to_the_third_nearest_in_the_queue():
-    reward = IntrinsicReward(unit(5, seed=1), queue_size=12, seed=0)
-    z = unit(7)
+    reward = IntrinsicReward(unit(9, seed=1), queue_size=12, seed=0)
+    z = unit(200)
     r = reward(z)
     queue = reward.queue[: reward.filled]
-    assert len(queue) == 5
-    expected = torch.cdist(z, queue).sort(dim=-1).values[:, 2]
-    torch.testing.assert_close(r, expected)
+    assert len(queue) == 9
+    nearest = torch.cdist(z, queue).sort(dim=-1).values
+    torch.testing.assert_close(r, nearest[:, 2])
+    assert (nearest[:, [1, 3]] - nearest[:, [2]]).abs().min(dim=0).values.gt(0).all()  # no other's
 
 
 def test_the_queue_holds_members_of_the_batches_first_in_first_out():

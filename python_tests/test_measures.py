@@ -20,6 +20,12 @@ def test_effective_rank_of_isotropic_directions_is_their_number():
     assert effective_rank(points) == pytest.approx(5.0, abs=1e-6)
 
 
+def test_rounding_adds_nothing_to_the_effective_rank_of_many_dimensions():
+    basis = torch.linalg.qr(torch.randn(512, 512, dtype=torch.float64)).Q[:, :5]
+    points = torch.cat([basis.T, -basis.T]).repeat(50, 1)
+    assert effective_rank(points) == pytest.approx(5.0, abs=1e-9)
+
+
 def test_effective_rank_ignores_a_common_offset():
     x = torch.randn(200, 8, dtype=torch.float64)
     assert effective_rank(x + 5) == pytest.approx(effective_rank(x), rel=1e-6)
@@ -92,6 +98,16 @@ def test_temporal_retrieval_is_the_definition(monkeypatch, block):
         expected = brute_force_retrieval(x, episode, apart, window)
         got = temporal_retrieval(x, episode, apart=apart, window=window)
         assert got == pytest.approx(expected)
+
+
+def test_temporal_retrieval_tells_embeddings_apart_that_are_all_but_equal():
+    """As those of a task that an encoder knows little of: unit length, one direction."""
+    generator = torch.Generator().manual_seed(0)
+    episode = torch.arange(10).repeat_interleave(20)
+    walk = torch.randn(len(episode), 16, generator=generator, dtype=torch.float64).cumsum(0)
+    x = (1 + 1e-5 * walk).float()
+    expected = brute_force_retrieval(x.double(), episode, 3, 10)
+    assert temporal_retrieval(x, episode) == pytest.approx(expected)
 
 
 def test_temporal_retrieval_without_neighbours_is_nan():

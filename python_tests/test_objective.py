@@ -4,30 +4,15 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from small import PRETRAIN
+from small import PRETRAIN, new_encoder, views
 
-from crpt.encoder import Encoder, EncoderConfig
 from crpt.objectives.crptpro import CRPTPro
 from crpt.ops import reference
 
 
 def make(**changes) -> CRPTPro:
     config = replace(PRETRAIN, **changes)
-    torch.manual_seed(0)
-    encoder = Encoder(
-        EncoderConfig(
-            image_size=20,
-            projection_dim=config.projection_dim,
-            embedding_norm=config.embedding_norm,
-        )
-    )
-    return CRPTPro(encoder, config)
-
-
-def views(batch: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    obs, next_obs = torch.rand(2, batch, 9, 20, 20, generator=generator)
-    return obs, next_obs
+    return CRPTPro(new_encoder(config), config)
 
 
 @pytest.mark.parametrize("norm", ["none", "batch"])

@@ -46,6 +46,29 @@ def test_an_encoder_of_both_names_each_domain_once(hosts, tmp_path):
     assert encoder.metadata["domains"] == ["dot_blue", "dot_green", "dot_red"]
 
 
+def test_who_names_one_of_two_of_a_name_is_told_of_the_other(hosts, tmp_path, caplog):
+    buffer = open_together(hosts)
+
+    def train(name, *domains):
+        config = replace(small.PRETRAIN, rounds=1, domains=domains)
+        pretrain(config, buffer, RunDirectory(tmp_path / name), seed=0, progress=False)
+
+    train("one", "dot_red", "dot_red", "dot_blue")
+    assert (
+        "of dot_red, which several datasets have, dot_red is trained on and dot_red#2 left out"
+        in (caplog.text)
+    )
+    assert "--domains dot_red dot_red#2" in caplog.text
+    caplog.clear()
+    train("other", "dot_red#2")
+    assert "dot_red#2 is trained on and dot_red left out" in caplog.text
+    caplog.clear()
+    train("both", "dot_red#2", "dot_red")
+    train("unlike", "dot_green")
+    train("all")
+    assert not caplog.text
+
+
 def test_the_stage_remembers_what_it_was_begun_with(hosts, tmp_path):
     context = Context(RunDirectory(tmp_path), 0, progress=False, dataset=hosts[0])
     pretrain_stage(replace(context, more_datasets=hosts[1:]), small.PRETRAIN)

@@ -5,7 +5,7 @@ import pytest
 import small
 import torch
 
-from crpt.plateau import Plateau, PlateauWarning
+from crpt.plateau import READINGS, Plateau, PlateauWarning
 from crpt.pretrain import pretrain
 from crpt.run_directory import RunDirectory
 
@@ -21,9 +21,11 @@ STUCK = replace(
 )
 
 
-def judge(plateau, round_, distances, ranks):
-    for name, distance in distances.items():
-        plateau.observe(name, torch.tensor(distance))
+def judge(plateau, round_, distances, ranks, rounds=READINGS):
+    """After so many rounds of these distances."""
+    for _ in range(rounds):
+        for name, distance in distances.items():
+            plateau.observe(name, torch.tensor(distance))
     plateau.check(round_, ranks)
 
 
@@ -84,6 +86,16 @@ def test_one_outlying_batch_is_no_plateau_and_three_in_a_row_are():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for round_, distance in enumerate((0.4, -0.1, 0.005, 0.3, -0.1, 0.0), start=200):
-            judge(plateau, round_, {"a": distance}, {"a": 5.0})
+            judge(plateau, round_, {"a": distance}, {"a": 5.0}, rounds=1)
     with pytest.warns(PlateauWarning):
-        judge(plateau, 206, {"a": 0.009}, {"a": 5.0})
+        judge(plateau, 206, {"a": 0.009}, {"a": 5.0}, rounds=1)
+
+
+def test_a_run_that_goes_on_is_judged_by_three_rounds_too():
+    plateau = Plateau(replace(STUCK, rounds=1000), 1)  # as after a checkpoint: nothing seen yet
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for round_ in (200, 201):
+            judge(plateau, round_, {"a": 0.005}, {"a": 5.0}, rounds=1)
+    with pytest.warns(PlateauWarning):
+        judge(plateau, 202, {"a": 0.005}, {"a": 5.0}, rounds=1)

@@ -10,6 +10,7 @@ import torch
 import crpt.pretrain
 from crpt.encoder import Encoder, initial_encoder
 from crpt.interrupt import Interrupted
+from crpt.ops import conv_cpu
 from crpt.plateau import PlateauWarning
 from crpt.pretrain import DivergenceError, Trainer, pretrain
 from crpt.run_directory import CheckpointError, RunDirectory
@@ -75,9 +76,15 @@ def test_same_seed_same_encoder_and_another_seed_another(buffer, tmp_path):
     assert not torch.equal(first.projector.weight, other.projector.weight)
 
 
-@pytest.mark.parametrize("batches", ["alternate", "mixed"])
-def test_interrupted_and_resumed_equals_never_interrupted(buffer, tmp_path, monkeypatch, batches):
-    config = replace(small.PRETRAIN, batches=batches, checkpoint_every=4)
+@pytest.mark.parametrize(
+    ("batches", "precision"), [("alternate", "fp32"), ("mixed", "fp32"), ("mixed", "auto")]
+)
+def test_interrupted_and_resumed_equals_never_interrupted(
+    buffer, tmp_path, monkeypatch, batches, precision
+):
+    # The kernels for bf16, also where there are no units for it.
+    monkeypatch.setattr(conv_cpu, "available", lambda *asked: True)
+    config = replace(small.PRETRAIN, batches=batches, precision=precision, checkpoint_every=4)
     whole_run, whole = run_all(config, buffer, tmp_path / "whole")
     with monkeypatch.context() as patch:
         stop_after(patch, 3)
@@ -100,7 +107,7 @@ def test_a_stop_in_the_last_round_is_not_swallowed(buffer, tmp_path, monkeypatch
 
 
 def test_lost_rounds_are_done_again_after_a_kill(buffer, tmp_path, monkeypatch):
-    config = replace(small.PRETRAIN, checkpoint_every=4)
+    config = replace(small.PRETRAIN, checkpoint_every=3, log_every=1)
     whole_run, whole = run_all(config, buffer, tmp_path / "whole")
     update = Trainer.update
 
@@ -116,6 +123,8 @@ def test_lost_rounds_are_done_again_after_a_kill(buffer, tmp_path, monkeypatch):
     run, resumed = run_all(config, buffer, tmp_path / "cut")
     assert_same_encoder(whole, resumed)
     assert run.metrics_file.read_text() == whole_run.metrics_file.read_text()
+    # Round 5 was logged before the kill, and again.
+    assert speed_lines(run, "step", "domain") == speed_lines(whole_run, "step", "domain")
 
 
 def test_a_finished_run_returns_at_once(buffer, tmp_path, monkeypatch):
@@ -223,7 +232,9 @@ def test_only_advice_that_is_left_is_given(buffer, tmp_path, monkeypatch):
         run_all(replace(small.PRETRAIN, precision="bf16"), buffer, tmp_path / "bf16")
 
 
-def test_bf16_follows_fp32(buffer, tmp_path):
+@pytest.mark.parametrize("kernels", [False, True], ids=["pytorch", "kernels"])
+def test_bf16_follows_fp32(buffer, tmp_path, monkeypatch, kernels):
+    monkeypatch.setattr(conv_cpu, "available", lambda *asked: kernels)
     # Slow enough that Adam, which takes full steps from the first on, does not part them.
     config = replace(small.PRETRAIN, learning_rate=2e-4)
     fp32, _ = run_all(config, buffer, tmp_path / "fp32")
@@ -304,8 +315,20 @@ def test_the_last_checkpoints_stay_and_the_one_before_is_gone_on_from(buffer, tm
     assert [path.name for path in (tmp_path / "one" / "checkpoints").iterdir()] == ["pretrain.pt"]
 
 
-def test_the_pace_is_logged_apart_from_what_the_seed_decides_on(buffer, tmp_path):
-    run_all(small.PRETRAIN, buffer, tmp_path)
-    lines = [json.loads(line) for line in (tmp_path / "speed.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [2, 4, 6]
-    assert all(line["updates_per_second"] > 0 for line in lines)
+def test_the_pace_of_each_domain_is_logged_apart_from_what_the_seed_decides_on(
+    buffer, tmp_path, monkeypatch
+):
+    clock = iter(range(0, 1000, 2))  # a reading of the clock takes two seconds
+    monkeypatch.setattr(crpt.pretrain.time, "monotonic", lambda: float(next(clock)))
+    config = replace(small.PRETRAIN, domains=("dot_red", "dot_blue", "dot_red"))
+    run, _ = run_all(config, buffer, tmp_path)
+    assert speed_lines(run, "step", "domain", "updates_per_second") == [
+        (step, domain, rate)
+        for step in (2, 4, 6)
+        for domain, rate in (("dot_blue", 1.0), ("dot_red", 2.0))
+    ]
+
+
+def speed_lines(run, *keys):
+    lines = map(json.loads, run.speed_file.read_text().splitlines())
+    return [tuple(line[key] for key in keys) for line in lines]

@@ -12,8 +12,8 @@ import small
 import torch
 
 import crpt.trainer
+from crpt.byte_encoder import project_bytes
 from crpt.encoder import Encoder, EncoderConfig
-from crpt.gpu_encoder import project_bytes
 from crpt.pretrain import DivergenceError, Trainer, pretrain
 from crpt.run_directory import RunDirectory
 from crpt.streamed_feed import StreamedFeed

@@ -74,6 +74,23 @@ def test_a_buffer_that_cannot_be_trained_on_is_refused_before_training(tmp_path,
     assert not list(tmp_path.iterdir())
 
 
+def test_a_batch_larger_than_the_data_is_refused(tmp_path):
+    buffer = own_buffer({"a": (3, 20, 20), "b": (3, 20, 20)}, {"a": 30, "b": 20})
+    for batches, domains, most in (
+        ("alternate", (), 20),
+        ("alternate", ("a", "b", "b"), 20),
+        ("mixed", (), 40),
+        ("mixed", ("a", "b", "b"), 30),
+    ):
+        config = replace(small.PRETRAIN, batches=batches, domains=domains, rounds=1)
+        path = tmp_path / f"{batches}{len(domains)}"
+        with pytest.raises(
+            ValueError, match=rf"batch_size .* at most {most}, .*\(a 30, b 20\), got {most + 1};"
+        ):
+            train(replace(config, batch_size=most + 1), buffer, path)
+        train(replace(config, batch_size=most), buffer, path)
+
+
 def test_a_mixed_batch_smaller_than_the_number_of_domains_is_refused(tmp_path):
     buffer = own_buffer(dict.fromkeys("abc", (3, 20, 20)))
     with pytest.raises(ValueError, match="number of domains, 3, with batches mixed, got 2"):

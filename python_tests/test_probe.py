@@ -1,6 +1,8 @@
 """What the probes say of encoders whose knowledge is known."""
 
+import json
 import math
+from dataclasses import replace
 
 import dot_env
 import numpy as np
@@ -12,6 +14,7 @@ from torch import Tensor
 from crpt import figures
 from crpt.encoder import Encoder, EncoderConfig
 from crpt.probe import SKETCH_DIM, probe, to_json
+from crpt.summary import probe_text
 
 SEEN = ("dot_red", "dot_blue")
 
@@ -96,6 +99,16 @@ def test_the_figures_go_to_json(result):
     assert row["prototypes_in_use"] == 0
 
 
+def test_the_table_sets_retrieval_beside_what_chance_would_find(result):
+    table = probe_text(to_json(result)).split("\n\n")[1].splitlines()
+    heading, _, *rows = table
+    end = heading.index("by chance") + len("by chance")
+    for row, line in zip(result.domains[:3], rows[:3], strict=True):
+        assert line.split()[0] == row.domain
+        assert line[:end].endswith(f" {row.retrieval_by_chance:.1%}")
+        assert line[: end - len("  by chance")].endswith(f" {row.trained.retrieval:.1%}")
+
+
 def test_embeddings_are_those_of_the_frames(dataset, result):
     slots = np.concatenate(dataset.episodes("dot_green"))
     obs = dataset.observations("dot_green", slots)
@@ -117,6 +130,32 @@ def test_one_domain_has_no_others_to_be_told_from(tmp_path):
     alone = probe(small.PROBE, dataset, knowing(), blind(), seen=SEEN, progress=False)
     assert alone.separability == []
     assert len(alone.domains) == 2
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        (np.nan, "states of dot_red should be finite, got 1 steps that are not"),
+        (7.0, "states of dot_red should vary, .* got one state in all 130 steps"),
+    ],
+)
+def test_states_that_say_nothing_are_named(tmp_path, state, message):
+    dataset = small.dataset(
+        tmp_path / "dataset", small.replace_domains(small.COLLECT, ("dot_red",))
+    )
+    states = np.load(tmp_path / "dataset" / "dot_red" / "states.npy", mmap_mode="r+")
+    states[5 if np.isnan(state) else slice(None)] = state
+    with pytest.raises(ValueError, match=message):
+        probe(small.PROBE, dataset, knowing(), blind(), seen=SEEN, progress=False)
+
+
+def test_what_could_not_be_measured_is_no_number(result):
+    figures = replace(result.domains[0].trained, retrieval=math.nan)
+    rows = [replace(result.domains[0], trained=figures), *result.domains[1:]]
+    content = to_json(replace(result, domains=rows))
+    assert content["domains"][0]["trained"]["retrieval"] is None
+    json.dumps(content, allow_nan=False)
+    assert " -  " in probe_text(content).splitlines()[4]
 
 
 def test_the_map_is_a_picture(result, tmp_path):

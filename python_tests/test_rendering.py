@@ -126,6 +126,8 @@ def test_dm_control_imported_too_early():
     message = run(early + CATCH)
     assert "imported before crpt.envs and chose glfw, which needs a display" in message
     assert "set MUJOCO_GL=egl" in message
+    message = run(early + CATCH, MUJOCO_GL="glfw")
+    assert message.startswith("MUJOCO_GL is glfw, which needs a display, and there is none; unset")
     message = run(early + CATCH, MUJOCO_GL="off")
     assert "imported before crpt.envs, with rendering turned off" in message
 

@@ -161,6 +161,7 @@ def test_the_writer_says_what_is_wrong(place):
         ({"frame": np.zeros((1, 4, 5), np.uint8)}, ValueError, r"\[1, 4, 4\], got \[1, 4, 5\]"),
         ({"frame": np.zeros((1, 4, 4))}, TypeError, "frame should be a uint8 array, got float64"),
         ({"action": np.zeros(3)}, ValueError, r"action should be \[2\], got \[3\]"),
+        ({"action": [0, np.nan]}, ValueError, "action should be finite in float32, got nan"),
         ({"state": np.zeros(2)}, ValueError, r"state should be \[1\], got \[2\]"),
         ({"reward": float("nan")}, ValueError, "reward should be finite in float32, got nan"),
         ({"discount": 1.5}, ValueError, r"discount should be in \[0, 1\], got 1.5"),

@@ -389,6 +389,7 @@ def test_a_writer_of_many_steps_says_what_is_wrong():
         for change, error, message in [
             ({"frames": np.zeros((2, 1, 4, 4))}, TypeError, "frames should be a uint8 array"),
             ({"actions": np.zeros((3, 2))}, ValueError, r"actions should be \[2, 2\], got \[3, 2"),
+            ({"actions": [[0, 0], [0, np.inf]]}, ValueError, r"actions should be .*, got inf"),
             ({"rewards": [0, 1e39]}, ValueError, r"reward should be finite in float32, got 1e\+39"),
             ({"discounts": [0, 2]}, ValueError, r"discount should be in \[0, 1\], got 2.0"),
             ({"states": [0.0]}, ValueError, r"states should be \[2, 1\], got \[1\]"),

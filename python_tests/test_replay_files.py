@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from toy_replay import SPEC, filled, write_episode
 
 from crpt import replay
 from crpt.replay import DomainSpec, ReplayBuffer
+from crpt.replay.drafts import draft_directory
 
 # Crashes
 
@@ -115,6 +117,31 @@ def test_a_crash_while_a_dataset_is_made_leaves_none_or_a_whole_one(tmp_path):
         if not crashed:
             return
     pytest.fail("create() never ended")
+
+
+def test_what_a_kill_leaves_of_a_dataset_goes_with_the_next(tmp_path, monkeypatch):
+    path = tmp_path / "[d]"  # no pattern
+    spec = DomainSpec(capacity=8, action_shape=(1,), frame_shape=(3, 4, 4))
+
+    def killed(source, target):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    pid = os.fork()
+    if pid == 0:
+        try:
+            monkeypatch.setattr(Path, "rename", killed)
+            ReplayBuffer.create(path, {"toy": spec})
+        finally:
+            os._exit(1)
+    assert os.waitpid(pid, 0)[1] == signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    assert (left / "toy" / "frames.npy").stat().st_size > 8 * 48
+    with draft_directory(path) as mine:  # of a process that is there: it stays
+        assert [d.name for d in tmp_path.iterdir()] == [mine.name]
+        with pytest.raises(FileExistsError):
+            ReplayBuffer.create(path, {"toy": spec})
+    ReplayBuffer.create(path, {"toy": spec})
+    assert [d.name for d in tmp_path.iterdir()] == ["[d]"]
 
 
 def test_the_disk_fills_up_on_the_way(tmp_path, monkeypatch):

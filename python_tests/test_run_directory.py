@@ -1,3 +1,4 @@
+import fcntl
 import json
 import os
 from dataclasses import dataclass, field, replace
@@ -6,7 +7,7 @@ import pytest
 import torch
 
 from crpt.config import RESUMABLE, CollectConfig
-from crpt.files import replace_file
+from crpt.files import DiskFullError, replace_file
 from crpt.run_directory import (
     STAGE_LEAVES,
     CheckpointError,
@@ -132,15 +133,28 @@ def test_an_unreadable_config_is_an_error(run):
         run.claim({"seed": 0})
 
 
+def test_a_config_that_is_none_and_a_path_that_is_no_directory_are_named(run):
+    run.claim({"seed": 0})
+    run.config_file.write_text("[1]")
+    with pytest.raises(ConfigMismatchError, match=r"should be an object of sections, got \[1\]"):
+        run.claim({"seed": 0})
+    file = RunDirectory(run.config_file)
+    named = pytest.raises(RunFileError, match=r"run_dir should be a directory to write to, got .*c")
+    with named, file.exclusive():
+        pass
+
+
 def test_metrics_survive_a_torn_line_and_are_rewound(run):
-    run.claim({})
     for step in (1, 2, 3):
         run.log("pretrain", step, loss=float(step))
+        run.log_speed("pretrain", step, updates_per_second=7.0)
     run.log("finetune", 9, q=1.0)
     with run.metrics_file.open("a") as file:
         file.write('{"stage": "pretrain", "st')
+    with run.metrics_file.open("ab") as file:
+        file.write(b"\xff\x00\xff")  # of a power cut
     assert [line["step"] for line in run.metrics("pretrain")] == [1, 2, 3]
-    run.rewind_metrics("pretrain", 2)
+    run.rewind_logs("pretrain", 2)
     run.log("pretrain", 3, loss=4.0)
     lines = [json.loads(line) for line in run.metrics_file.read_text().splitlines()]
     assert [(line["stage"], line["step"]) for line in lines] == [
@@ -150,6 +164,8 @@ def test_metrics_survive_a_torn_line_and_are_rewound(run):
         ("pretrain", 3),
     ]
     assert lines[-1]["loss"] == 4.0
+    speeds = [json.loads(line) for line in run.speed_file.read_text().splitlines()]
+    assert [line["step"] for line in speeds] == [1, 2]
 
 
 def test_checkpoints_round_trip_without_pickled_classes(run):
@@ -159,6 +175,16 @@ def test_checkpoints_round_trip_without_pickled_classes(run):
     loaded = torch.load(run.checkpoint_dir / "pretrain.pt", weights_only=True)
     assert loaded["step"] == 3
     assert torch.equal(run.load_checkpoint("pretrain")["model"]["w"], state["model"]["w"])
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3, 4, 7])
+def test_as_many_checkpoints_stay_as_were_asked_for(run, keep):
+    for step in range(1, 10):
+        run.save_checkpoint("pretrain", {"round": step}, step=step, keep=keep)
+        numbered = sorted(run.checkpoint_dir.glob("pretrain-*.pt"))
+        kept = [torch.load(path, weights_only=True)["round"] for path in numbered]
+        assert kept == ([] if keep == 1 else list(range(max(1, step - keep + 1), step + 1)))
+        assert run.load_checkpoint("pretrain")["round"] == step
 
 
 def test_a_damaged_checkpoint_is_named_with_the_remedy(run):
@@ -183,12 +209,73 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     assert os.listdir(tmp_path) == ["file"]
 
 
+def test_a_full_disk_under_the_log_is_named_with_the_remedy(run):
+    run.log("pretrain", 1, loss=1.0)
+    run.metrics_file.unlink()
+    run.metrics_file.symlink_to("/dev/full")
+    with pytest.raises(DiskFullError, match=r"No space left.*/metrics\.jsonl could not.*make room"):
+        run.log("pretrain", 2, loss=1.0)
+
+
 def test_one_process_at_a_time(run):
     busy = pytest.raises(RunDirectoryBusyError, match="another process is running in")
     with run.exclusive(), busy, RunDirectory(run.path).exclusive():
         pass
     with run.exclusive():
         pass
+
+
+def fail_within(run, *, recorded=()):
+    def stage():
+        with run.exclusive():
+            run.claim({"seed": 0, "collect": Config()})
+            leave(run, *recorded)
+            raise KeyError("a mistyped name")
+
+    with pytest.raises(KeyError):
+        stage()
+
+
+def test_what_fails_before_it_records_anything_leaves_no_directory(tmp_path):
+    run = RunDirectory(tmp_path / "runs" / "a" / "b")
+    fail_within(run)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "runs").mkdir()
+    fail_within(run)
+    assert not list((tmp_path / "runs").iterdir())
+
+
+@pytest.mark.parametrize("stage", STAGE_LEAVES)
+def test_what_fails_afterwards_leaves_what_was_recorded(run, stage):
+    fail_within(run, recorded=[stage])
+    assert run.read_config()["seed"] == 0
+    fail_within(run)
+    assert run.read_config()["seed"] == 0
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "metrics.jsonl", "config.json"])
+def test_what_fails_leaves_the_files_of_others(run, name):
+    run.path.mkdir()
+    (run.path / name).write_text("{}")
+    fail_within(run)
+    assert (run.path / name).exists()
+
+
+def test_who_waited_for_a_directory_that_was_removed_holds_the_next(run, monkeypatch):
+    """Opens the lock file, and then the one who holds it removes it."""
+    flock, removed = fcntl.flock, []
+
+    def late(lock, operation):
+        if not removed:
+            removed.append(run.path / ".lock")
+            removed[0].unlink()
+        flock(lock, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    busy = pytest.raises(RunDirectoryBusyError)
+    with run.exclusive(), busy, RunDirectory(run.path).exclusive():
+        pass
+    assert removed
 
 
 @pytest.mark.parametrize("name", ["probe.json", "evaluation.json"])

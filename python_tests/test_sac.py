@@ -7,8 +7,11 @@ import torch
 from torch.distributions import Independent, Normal, TanhTransform, TransformedDistribution
 
 from crpt.agents import SAC, FeatureBatch
+from crpt.agents.features import FeatureExtractor
 from crpt.agents.networks import Actor, Critic
+from crpt.agents.policy import mean_action
 from crpt.config import FinetuneConfig
+from crpt.encoder import EncoderConfig, initial_encoder
 
 CONFIG = FinetuneConfig(hidden_dim=32, trunk_dim=8, learning_rate=1e-3, batch_size=16)
 CPU = torch.device("cpu")
@@ -158,6 +161,20 @@ def test_it_solves_a_bandit():
     torch.testing.assert_close(found, best, atol=0.15, rtol=0)
 
 
+@pytest.mark.parametrize("kind", ["h", "z"])
+def test_the_policy_is_the_squashed_mean(kind):
+    encoder = initial_encoder(EncoderConfig(image_size=20, projection_dim=16), seed=0)
+    extractor = FeatureExtractor(encoder, kind, CPU)
+    actor = Actor(extractor.dim, 2, 8, 32)
+    with torch.no_grad():
+        actor.policy[-1].bias.fill_(1.5)  # where tanh(x) is not x
+        obs = torch.randint(0, 256, (9, 20, 20), dtype=torch.uint8)
+        mu, _ = actor(extractor.view(extractor(obs[None])))
+    action = mean_action(actor, extractor)(obs.numpy())
+    assert (abs(action) < 1).all()
+    torch.testing.assert_close(torch.from_numpy(action), torch.tanh(mu[0]))
+
+
 def test_state_round_trip_continues_bit_for_bit(tmp_path):
     sac = agent()
     for step in range(3):
@@ -172,7 +189,8 @@ def test_state_round_trip_continues_bit_for_bit(tmp_path):
     assert torch.equal(sac.act(f, explore=True), other.act(f, explore=True))
 
 
-def test_same_seed_same_agent_and_torch_s_own_state_untouched():
+def test_same_seed_same_agent_and_torch_s_own_state_untouched(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", None)  # what torch.manual_seed calls
     state = torch.random.get_rng_state()
     a, b = agent(3), agent(3)
     assert torch.equal(torch.random.get_rng_state(), state)

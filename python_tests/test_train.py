@@ -65,6 +65,32 @@ def test_probes_refuse_frames_that_are_drawn_otherwise(finished, tmp_path):
         probe(small.PROBE, drawn, encoder, encoder, seen=(), progress=False)
 
 
+def test_probes_refuse_frames_of_another_size(finished, tmp_path):
+    encoder = Encoder.from_pretrained(finished[0])
+    larger = small.dataset(tmp_path / "data", replace(small.COLLECT, image_size=24))
+    with pytest.raises(ValueError, match=r"frames .* should be of 20x20, .* got dot_blue \[3, 24"):
+        probe(small.PROBE, larger, encoder, encoder, seen=(), progress=False)
+
+
+def test_another_action_repeat_than_the_encoder_s_is_named(finished, tmp_path, caplog):
+    encoder = Encoder.from_pretrained(finished[0])
+    slower = replace(small.FINETUNE, action_repeat=3)
+    finetune_stage(context(tmp_path / "run", encoder=finished[0]), slower)
+    assert "fine-tuning's action_repeat is 3, and the encoder was trained on" in caplog.text
+    assert "frames of action_repeat 2" in caplog.text
+    caplog.clear()
+    play = small.dataset(tmp_path / "data", replace(small.COLLECT, action_repeat=3))
+    probe(small.PROBE, play, encoder, encoder, seen=(), progress=False)
+    assert (
+        "played with action_repeat 3, those that the encoder was trained on with 2" in caplog.text
+    )
+    caplog.clear()
+    finetune_stage(context(tmp_path / "same", encoder=finished[0]), small.FINETUNE)
+    play = small.dataset(tmp_path / "same" / "data")
+    probe(small.PROBE, play, encoder, encoder, seen=(), progress=False)
+    assert not caplog.text
+
+
 def test_the_run_directory_holds_what_it_promises(finished):
     path, _ = finished
     config = json.loads((path / "config.json").read_text())
@@ -125,6 +151,8 @@ def test_another_config_is_refused_and_changes_nothing(finished):
     [
         ("pretrain", {"domains": ("dot_green",)}, r"domains should be some .* got dot_green"),
         ("pretrain", {"objective": "byol"}, r"intrinsic_reward should be 0 .* got 0\.2"),
+        ("collect", {"image_size": 14}, "image_size should leave at least one pixel .* got 14"),
+        ("collect", {"transitions": 15}, r"batch_size should be at most 15, .* got 16"),
         (
             "finetune",
             {"embedding_statistics": "task"},
@@ -222,7 +250,7 @@ def test_a_longer_trained_agent_or_more_episodes_are_evaluated_again(finished, t
     assert more["policy"]["returns"][:3] == first["policy"]["returns"]
 
 
-def test_every_environment_is_made_as_its_stage_says(tmp_path, monkeypatch):
+def test_every_environment_is_made_as_its_stage_says(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("crpt.collect.os.sched_getaffinity", lambda process: {0})  # no workers
     made = []
 
@@ -236,6 +264,8 @@ def test_every_environment_is_made_as_its_stage_says(tmp_path, monkeypatch):
         finetune=replace(small.FINETUNE, action_repeat=2),
     )
     train(context(tmp_path, make_env=make), stages)
+    # Told before hours are spent, and again.
+    assert caplog.text.count("fine-tuning's action_repeat is 2, and the encoder was trained") == 2
     played = [("dot_red", "fast", 3), ("dot_blue", "fast", 3)]
     assert made[:2] == played
     assert sorted(made[2:5]) == sorted([*played, ("dot_green", "fast", 3)])
@@ -268,6 +298,19 @@ def test_probes_compare_with_the_encoder_that_training_began_with(finished, monk
     assert all(
         torch.equal(compared[0].state_dict()[k], begun[k]) for k in begun if k != "prototypes"
     )
+
+
+def test_probes_of_chosen_domains_know_which_were_seen(finished, tmp_path):
+    def probed(*names):
+        config = replace(small.PROBE, domains=names)
+        result = probe_stage(context(tmp_path / "run", encoder=finished[0]), config)
+        return {row["domain"]: row["seen"] for row in result["domains"]}
+
+    assert probed("dot_green", "dot_red") == {"dot_green": False, "dot_red": True}
+    assert probed("dot_blue") == {"dot_blue": True}  # of a dataset that has the others, too
+    assert probed() == {"dot_blue": True, "dot_green": False, "dot_red": True}
+    kept = RunDirectory(tmp_path / "run").read_json("probe.json")
+    assert kept is not None and len(kept["domains"]) == 2 * 3  # for z and for h
 
 
 def test_kill_9_at_any_moment_and_the_same_command_ends_as_if_never_killed(finished, tmp_path):

@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from crpt.ops import reference
+from crpt.distributed import Team
+from crpt.encoder import Encoder, EncoderConfig
+from crpt.ops import conv_cpu, reference
 from crpt.pretrain import Trainer
 from crpt.pretrain_input import precision_on
 
@@ -102,24 +104,64 @@ def test_updates_are_those_written_by_hand(buffer):
             assert (state[k] - expected).abs().mean() < 1e-6, (step, k)
 
 
+@pytest.mark.parametrize("batches", ["alternate", "mixed"])
+def test_a_process_of_a_team_makes_its_own_rows_of_the_batch_alone(buffer, monkeypatch, batches):
+    config = replace(CONFIG, batches=batches)
+    alone = Trainer(config, buffer, seed=3, device=torch.device("cpu"))
+    made = []
+    sample = buffer.sample
+
+    def counted(*args, **options):
+        batch = sample(*args, **options)
+        made.append(len(batch.obs))
+        return batch
+
+    for rank in range(3):
+        mine = Trainer(config, buffer, seed=3, device=torch.device("cpu"))
+        mine.generator.set_state(alone.generator.get_state())
+        mine.team = Team(rank, 3)
+        monkeypatch.setattr(buffer, "sample", counted)
+        found = [mine.sample(domains) for domains in mine.batches()]
+        monkeypatch.undo()
+        assert sum(made) == 4 * len(found)
+        made.clear()
+        before = alone.generator.get_state()
+        for (obs, next_obs), domains in zip(found, alone.batches(), strict=True):
+            whole_obs, whole_next_obs = alone.sample(domains)
+            assert torch.equal(obs, whole_obs[4 * rank : 4 * rank + 4])
+            assert torch.equal(next_obs, whole_next_obs[4 * rank : 4 * rank + 4])
+        assert torch.equal(mine.generator.get_state(), alone.generator.get_state())
+        alone.generator.set_state(before)
+
+
 @pytest.mark.parametrize(
-    ("precision", "device", "capability", "expected"),
+    ("precision", "device", "units", "expected"),
     [
-        ("auto", "cpu", None, "fp32"),
+        ("auto", "cpu", False, "fp32"),
+        ("auto", "cpu", True, "bf16"),
         ("auto", "cuda", (9, 0), "bf16"),
         ("auto", "cuda", (7, 5), "fp32"),
         ("fp32", "cuda", (9, 0), "fp32"),
-        ("bf16", "cpu", None, "bf16"),
+        ("fp32", "cpu", True, "fp32"),
+        ("bf16", "cpu", False, "bf16"),
     ],
 )
-def test_auto_is_bf16_where_a_gpu_has_units_for_it(
-    monkeypatch, precision, device, capability, expected
-):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+def test_auto_is_bf16_where_there_are_units_for_it(monkeypatch, precision, device, units, expected):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: units)
+    monkeypatch.setattr(conv_cpu, "available", lambda *asked: units)
     config = replace(CONFIG, precision=precision)
-    assert precision_on(config, torch.device(device)) == expected
+    assert precision_on(config, Encoder(), torch.device(device)) == expected
 
 
-def test_the_config_that_trains_says_which_precision_it_is(buffer):
+def test_auto_is_fp32_on_a_cpu_that_has_no_kernels_for_the_encoder(monkeypatch):
+    monkeypatch.setattr(conv_cpu, "available", lambda *asked: True)
+    encoder = Encoder(EncoderConfig(channels=16))
+    assert precision_on(replace(CONFIG, precision="auto"), encoder, torch.device("cpu")) == "fp32"
+
+
+@pytest.mark.parametrize(("units", "expected"), [(False, "fp32"), (True, "bf16")])
+def test_the_config_that_trains_says_which_precision_it_is(buffer, monkeypatch, units, expected):
+    monkeypatch.setattr(conv_cpu, "available", lambda *asked: units)
     trainer = Trainer(replace(CONFIG, precision="auto"), buffer, seed=3, device=torch.device("cpu"))
-    assert trainer.config.precision == "fp32"
+    assert trainer.config.precision == expected
+    assert trainer.sample(("dot_red",))[0].dtype == (torch.uint8 if units else torch.float32)

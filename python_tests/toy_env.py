@@ -109,7 +109,7 @@ def make_stuck(domain: str, **settings: Any) -> gymnasium.Env:
 
 def make_dying_when_written(domain: str, **settings: Any) -> gymnasium.Env:
     """The process dies after an episode was written, before it can say so; once."""
-    from crpt.random_play import EpisodeWriter
+    from crpt.collect.random_play import EpisodeWriter
 
     close = EpisodeWriter.close
 
@@ -138,7 +138,7 @@ def make_on_a_full_disk(domain: str, **settings: Any) -> gymnasium.Env:
 
 class _FailsLater(ToyEnv):
     def reset(self, *, seed=None, options=None):
-        from crpt.random_play import episode_seed
+        from crpt.collect.random_play import episode_seed
 
         first = episode_seed(5, self.domain, 0).spawn(1)[0].generate_state(1)[0]
         if seed != first:

@@ -15,7 +15,8 @@ from crpt.ablate.running import run_study
 from crpt.ablate.studies import STUDIES
 from crpt.config import PRESETS, Preset, Stages
 from crpt.files import replace_file
-from crpt.stages import require_known_names
+from crpt.run_directory import dataset_in
+from crpt.stages import StageOrderError, require_known_names
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class AblateArguments(cli.Common):
     jobs: int = 1
     """Trainings at a time, each a process of its own."""
     dataset: Path | None = None
-    """Random play to train on; none: recorded into RUN_DIR/dataset."""
+    """Random play to train on, or a run that has some; none: recorded into RUN_DIR/dataset. Not for
+    transitions."""
     only: tuple[str, ...] = ()
     """Of the study's variants; none: all."""
 
@@ -36,8 +38,16 @@ def ablate(study: str, arguments: AblateArguments) -> str:
     """The study's table, also in RUN_DIR/STUDY.md, beside STUDY.json and figures/STUDY.png."""
     if arguments.seeds < 1:
         raise ValueError(f"seeds should be at least 1, got {arguments.seeds}")
-    context = cli.context(arguments, dataset=arguments.dataset)
+    if arguments.dataset is not None and study == "transitions":
+        raise ValueError(
+            f"dataset should be none for transitions, which records play of every length, got "
+            f"{arguments.dataset}"
+        )
+    dataset = arguments.dataset and dataset_in(arguments.dataset)
+    context = cli.context(arguments, dataset=dataset)
     require_known_names(context, *arguments.config.collect.domains, *arguments.config.probe.unseen)
+    if dataset and not (dataset / "dataset.json").exists():
+        raise StageOrderError(f"dataset should be one that was recorded, got {dataset}")
     asked = STUDIES[study]
     variants = asked.variants(arguments.config)
     names = [variant.name for variant in variants]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
-from crpt.config import PRESETS, PretrainConfig, Stages
+from crpt.config import PRESETS, Objective, PretrainConfig, Stages
 
 ALPHAS = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
@@ -25,7 +25,7 @@ COMPONENTS: tuple[tuple[str, tuple[Any, ...]], ...] = (
     ("intrinsic", ("dot", "knn", "none")),
 )
 RATES = (1 / 3, 3.0)  # times the preset's learning rate
-OBJECTIVES = ("crptpro", "atc", "byol", "autoencoder")
+OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 
 
 @dataclass(frozen=True)
@@ -87,9 +87,14 @@ def components(stages: Stages) -> list[Variant]:
     for factor in RATES:
         rate = float(f"{base.learning_rate * factor:.1g}")
         found[f"learning_rate_{rate:g}"] = replace(base, learning_rate=rate)
-    size = {"rounds": base.rounds, "batch_size": base.batch_size, "precision": base.precision}
-    logs = {"log_every": base.log_every, "checkpoint_every": base.checkpoint_every}
-    found["paper"] = replace(PRESETS["paper"].pretrain, **size, **logs)
+    found["paper"] = replace(
+        PRESETS["paper"].pretrain,
+        rounds=base.rounds,
+        batch_size=base.batch_size,
+        precision=base.precision,
+        log_every=base.log_every,
+        checkpoint_every=base.checkpoint_every,
+    )
     found |= {n: c for n, c in _objectives(base).items() if c.objective != base.objective}
     return [Variant(name, config, _transitions(stages)) for name, config in found.items()]
 

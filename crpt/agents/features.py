@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from crpt.encoder import Encoder
+from crpt.encoder import Encoder, on_device
 
 
 class FeatureExtractor:
@@ -22,8 +22,7 @@ class FeatureExtractor:
     """
 
     def __init__(self, encoder: Encoder, features: Literal["h", "z"], device: torch.device) -> None:
-        own = copy.deepcopy(encoder).freeze()
-        self.encoder = own.to(device, memory_format=torch.channels_last)
+        self.encoder = on_device(copy.deepcopy(encoder).freeze(), device)
         self.features = features
         self.frame_stack = encoder.config.in_channels // 3
         self.device = device

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from crpt.agents.networks import Actor, Critic
 from crpt.config import FinetuneConfig
+from crpt.seeds import seeded
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,7 @@ class SAC:
         self.config = config
         self.device = device
         self.updates = 0
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             shape = (feature_dim, action_dim, config.trunk_dim, config.hidden_dim)
             self.actor = Actor(*shape).to(device)
             self.critic = Critic(*shape).to(device)

@@ -25,12 +25,12 @@ import torch
 
 from crpt import envs
 from crpt.bench import machine
-from crpt.bench.table import Column, Table, significant
+from crpt.bench.table import Column, Table, no_claim, significant
 from crpt.bench.timing import OtherLoad
-from crpt.collect_workers import record_in_processes, render_threads
+from crpt.collect.random_play import Player
+from crpt.collect.workers import record_in_processes, render_threads
 from crpt.config import CollectConfig
 from crpt.files import replace_file
-from crpt.random_play import Player
 from crpt.replay import ReplayBuffer
 
 SCHEMA = 1
@@ -289,12 +289,7 @@ def _notes(results: list[Result]) -> list[str]:
         "  beside so short a run. start-up: seconds to the first transition.",
     ]
     disturbed = [result.others or 0.0 for result in results if result.disturbed]
-    if disturbed:
-        lines.append(
-            "WARNING: NO CLAIM: during the rows marked ! other processes took up to "
-            f"{max(disturbed):.1f} cores. Repeat on an idle machine."
-        )
-    return lines
+    return lines + no_claim(disturbed, "rows")
 
 
 def _say(lines: list[str]) -> None:

@@ -24,7 +24,7 @@ import torch
 from crpt import cli
 from crpt.bench import machine
 from crpt.bench.limits import copy_rate, gemm_rate
-from crpt.bench.table import Column, Table, significant
+from crpt.bench.table import Column, Table, no_claim, significant
 from crpt.bench.timing import OtherLoad
 from crpt.bench.update_clock import Phases, ReplayClock, Stopwatch
 from crpt.bench.update_work import flops, moved
@@ -333,12 +333,7 @@ def _notes(results: list[Result], rates: dict[str, float]) -> list[str]:
         for r in results
     ]
     disturbed = [result.others or 0.0 for result in results if result.disturbed]
-    if disturbed:
-        lines.append(
-            "WARNING: NO CLAIM: during the rows marked ! other processes took up to "
-            f"{max(disturbed):.1f} cores. Repeat on an idle machine."
-        )
-    return lines
+    return lines + no_claim(disturbed, "rows")
 
 
 def _say(lines: list[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from crpt.bench.replay_measure import Measure
-from crpt.bench.table import Column, significant
+from crpt.bench.table import Column, no_claim, significant
 
 COLUMNS = (
     Column("what", 34, number=False),
@@ -47,12 +47,7 @@ def notes(results: list[Measure]) -> list[str]:
         *(str(target) for result in results for target in result.targets),
     ]
     disturbed = [result.others or 0.0 for result in results if result.disturbed]
-    if disturbed:
-        lines.append(
-            "WARNING: NO CLAIM: during the measures marked ! other processes took up to "
-            f"{max(disturbed):.1f} cores. Repeat on an idle machine."
-        )
-    return lines
+    return lines + no_claim(disturbed, "measures")
 
 
 def plain(result: Measure) -> dict[str, object]:

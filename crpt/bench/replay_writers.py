@@ -139,8 +139,16 @@ class _Paced:
     def begin(self, *step: Any) -> None:
         self._writer.begin(*step)
 
-    def append(self, *step: Any, last: bool) -> None:
-        self._writer.append(*step, last=last)
+    def append(
+        self,
+        frame: NDArray[np.uint8],
+        action: NDArray[np.float32],
+        reward: float,
+        discount: float,
+        *,
+        last: bool,
+    ) -> None:
+        self._writer.append(frame, action, reward, discount, last=last)
         self._count += 1
         ahead = self._begun + self._count / self._rate - time.perf_counter()
         if ahead > 0:

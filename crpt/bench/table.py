@@ -50,3 +50,14 @@ def significant(value: float) -> str:
 
 def _exponent(value: float) -> int:
     return int(f"{value:.2e}".split("e")[1])
+
+
+def no_claim(others: Sequence[float], what: str) -> list[str]:
+    """The warning below a table whose marked rows others disturbed, by so many cores each; nothing
+    if there are none."""
+    if not others:
+        return []
+    return [
+        f"WARNING: NO CLAIM: during the {what} marked ! other processes took up to "
+        f"{max(others):.1f} cores. Repeat on an idle machine."
+    ]

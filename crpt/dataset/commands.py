@@ -12,12 +12,13 @@ from tyro.conf import Positional
 
 from crpt.cli import Commands
 from crpt.dataset import describe, export_episodes, import_episodes, information, verify
+from crpt.run_directory import dataset_in
 
 
 @dataclass(frozen=True)
 class InfoArguments:
     dir: Positional[Path]
-    """A dataset directory."""
+    """A dataset directory, or a run directory that has one."""
     json: bool = False
     """Print it as JSON."""
 
@@ -25,7 +26,7 @@ class InfoArguments:
 @dataclass(frozen=True)
 class VerifyArguments:
     dir: Positional[Path]
-    """A dataset directory."""
+    """A dataset directory, or a run directory that has one."""
     gaps: bool = False
     """Steps that are missing because a shared writer died in the middle of them are fine."""
 
@@ -47,7 +48,7 @@ class ImportArguments:
 @dataclass(frozen=True)
 class ExportArguments:
     dir: Positional[Path]
-    """A dataset directory."""
+    """A dataset directory, or a run directory that has one."""
     target: Positional[Path]
     """A directory for the episodes; made, should not be there yet."""
     domain: str
@@ -58,7 +59,7 @@ class ExportArguments:
 
 def info_command(arguments: InfoArguments) -> int:
     """What a dataset holds: domains, sizes, how it was recorded."""
-    described = describe(arguments.dir)
+    described = describe(dataset_in(arguments.dir))
     if arguments.json:
         print(json.dumps(described, indent=2))
     else:
@@ -68,7 +69,7 @@ def info_command(arguments: InfoArguments) -> int:
 
 def verify_command(arguments: VerifyArguments) -> int:
     """Check that every step that a dataset counts is there, whole and consistent."""
-    reports = verify(arguments.dir, gaps=arguments.gaps)
+    reports = verify(dataset_in(arguments.dir), gaps=arguments.gaps)
     problems = 0
     for report in reports:
         problems += len(report.problems)
@@ -107,7 +108,7 @@ def import_command(arguments: ImportArguments) -> int:
 def export_command(arguments: ExportArguments) -> int:
     """Write a domain's episodes as .npz files that DrQ-v2's loader reads."""
     done = export_episodes(
-        arguments.dir,
+        dataset_in(arguments.dir),
         arguments.target,
         domain=arguments.domain,
         frame_stack=arguments.frame_stack,

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import datetime
-import errno
 import os
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -17,8 +15,10 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from crpt.dataset import episode_files
+from crpt.files import NO_ROOM
 from crpt.interrupt import Interrupted, StopRequest
 from crpt.replay import DatasetFullError, OverwrittenError, ReplayBuffer
+from crpt.replay.drafts import draft_directory
 
 # Episode i is stamped i seconds later: so names sort as the episodes follow each other, and the
 # same dataset gives the same files.
@@ -72,41 +72,38 @@ def export_episodes(
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(f"{target} already exists; export into another directory")
     target.absolute().parent.mkdir(parents=True, exist_ok=True)
-    draft = target.absolute().with_name(f".{target.absolute().name}.{os.getpid()}.exporting")
-    draft.mkdir()
     transitions = sum(len(episode) - 1 for episode in whole)
     try:
-        write = partial(_write, buffer, domain, draft, frame_stack)
-        # The compressor releases the GIL.
-        with (
-            tqdm(
-                total=transitions,
-                desc=f"export {domain}",
-                unit=" transitions",
-                disable=not progress,
-            ) as bar,
-            StopRequest() as stop,
-            ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool,
-        ):
-            try:
-                for episode, _ in zip(
-                    whole, pool.map(write, range(len(whole)), whole), strict=True
-                ):
-                    bar.update(len(episode) - 1)
-                    if stop.requested:
-                        raise Interrupted(f"nothing was left at {target}")
-            finally:
-                pool.shutdown(cancel_futures=True)
-        draft.rename(target)
+        with draft_directory(target) as draft:
+            write = partial(_write, buffer, domain, draft, frame_stack)
+            # The compressor releases the GIL.
+            with (
+                tqdm(
+                    total=transitions,
+                    desc=f"export {domain}",
+                    unit=" transitions",
+                    disable=not progress,
+                ) as bar,
+                StopRequest() as stop,
+                ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool,
+            ):
+                try:
+                    for episode, _ in zip(
+                        whole, pool.map(write, range(len(whole)), whole), strict=True
+                    ):
+                        bar.update(len(episode) - 1)
+                        if stop.requested:
+                            raise Interrupted(f"nothing was left at {target}")
+                finally:
+                    pool.shutdown(cancel_futures=True)
+            draft.rename(target)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in NO_ROOM:
             raise
         raise DatasetFullError(
             f"no room for {error.filename or target}; nothing was left at {target}: make room, or "
             "choose another directory"
         ) from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return Exported(len(whole), transitions, len(episodes) - len(whole))
 
 

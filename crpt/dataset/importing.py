@@ -13,8 +13,16 @@ from typing import Any
 from tqdm import tqdm
 
 from crpt.dataset.episode_files import EpisodeFile, find, length_of
+from crpt.files import NO_ROOM, replace_file
 from crpt.interrupt import Interrupted, StopRequest
-from crpt.replay import DatasetError, DomainSpec, ReplayBuffer, Writer, require_disk_space
+from crpt.replay import (
+    DatasetError,
+    DatasetFullError,
+    DomainSpec,
+    ReplayBuffer,
+    Writer,
+    require_disk_space,
+)
 from crpt.replay.manifest import check_names, directory
 
 _log = logging.getLogger(__name__)
@@ -158,7 +166,8 @@ class _Ledger:
                 "imported; import into another domain or directory"
             )
         if kept != lines:
-            self._path.write_text("".join(kept))
+            # In one step: of a ledger that a kill cut short the episodes would be nobody's.
+            replace_file(self._path, lambda path: path.write_text("".join(kept)))
         try:
             entries = [json.loads(line) for line in kept]
             self._checksums = {self._key(entry["checksums"]) for entry in entries}
@@ -178,10 +187,18 @@ class _Ledger:
 
     def add(self, file: EpisodeFile) -> None:
         entry = {"file": file.path.name, "checksums": file.checksums}
-        with self._path.open("a") as ledger:
-            ledger.write(json.dumps(entry) + "\n")
-            ledger.flush()
-            os.fsync(ledger.fileno())
+        try:
+            with self._path.open("a") as ledger:
+                ledger.write(json.dumps(entry) + "\n")
+                ledger.flush()
+                os.fsync(ledger.fileno())
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            raise DatasetFullError(
+                f"no room for another line of {self._path}; the episodes before {file.path} are "
+                "whole: make room and run the same command again"
+            ) from error
         self._checksums.add(self._key(file.checksums))
         self._names.add(file.path.name)
 

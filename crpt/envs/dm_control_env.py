@@ -11,11 +11,12 @@ import gymnasium
 import numpy as np
 from gymnasium.spaces import Box
 
+from crpt.envs.actions import checked_action
+
 if TYPE_CHECKING:
     from dm_control.rl.control import Environment
 
 _log = logging.getLogger(__name__)
-_ACTION_TOLERANCE = 1e-6
 _UNBOUNDED = 1e9  # dm_control writes an actuator without limits as +-1e10
 
 
@@ -32,6 +33,7 @@ class DMControlEnv(gymnasium.Env):
 
     metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012, gymnasium's own convention
     render_mode = "rgb_array"
+    action_space: Box
 
     def __init__(
         self,
@@ -83,7 +85,7 @@ class DMControlEnv(gymnasium.Env):
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         if not self._running:
             raise RuntimeError("the episode has ended or not begun; call reset() before step()")
-        control = self._middle + self._half_range * self._checked(action)
+        control = self._middle + self._half_range * checked_action(action, self.action_space.shape)
         from dm_control.rl.control import PhysicsError
 
         info: dict[str, Any] = {}
@@ -116,14 +118,6 @@ class DMControlEnv(gymnasium.Env):
         self._camera = self._model = None
         self._running = False
         self._env.close()
-
-    def _checked(self, action: np.ndarray) -> np.ndarray:
-        action = np.asarray(action, dtype=np.float64)
-        if action.shape != self.action_space.shape:
-            raise ValueError(f"action should be {self.action_space.shape}, got {action.shape}")
-        if not np.all(np.abs(action) <= 1.0 + _ACTION_TOLERANCE):  # also catches NaN
-            raise ValueError(f"action should be in [-1, 1], got {action}")
-        return action
 
     def _observe(self) -> tuple[np.ndarray, np.ndarray]:
         # A camera is kept from frame to frame (making one costs up to 1 ms), but not past its

@@ -15,6 +15,7 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.spaces import Box, Discrete
 
+from crpt.envs.actions import checked_action
 from crpt.envs.rendering import (
     IncompatibleVersionsError,
     RenderingUnavailableError,
@@ -38,6 +39,7 @@ class GymnasiumEnv(gymnasium.Env):
 
     metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012, gymnasium's own convention
     render_mode = "rgb_array"
+    action_space: Box
 
     def __init__(self, domain: str, *, action_repeat: int = 2, image_size: int = 84) -> None:
         spec = find_spec(domain)
@@ -73,7 +75,7 @@ class GymnasiumEnv(gymnasium.Env):
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         if not self._running:
             raise RuntimeError("the episode has ended or not begun; call reset() before step()")
-        theirs = self._their_action(np.asarray(action, np.float64))
+        theirs = self._their_action(checked_action(action, self.action_space.shape))
         total, terminated, truncated = 0.0, False, False
         for _ in range(self._action_repeat):
             observation, reward, terminated, truncated, _ = self._env.step(theirs)
@@ -95,8 +97,6 @@ class GymnasiumEnv(gymnasium.Env):
 
     def _their_action(self, action: np.ndarray) -> Any:
         space = self._actions
-        if action.shape != self.action_space.shape:
-            raise ValueError(f"action should be {self.action_space.shape}, got {action.shape}")
         if isinstance(space, Discrete):
             return space.start + int(np.argmax(action))
         assert isinstance(space, Box)

@@ -99,6 +99,11 @@ def _version(distribution: str) -> str | None:
 def _backend_of_imported_dm_control() -> str:
     backend = getattr(sys.modules["dm_control._render"], "BACKEND", None)
     if backend == "glfw" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        if os.environ.get("MUJOCO_GL", "").lower() == "glfw":
+            raise RenderingUnavailableError(
+                "MUJOCO_GL is glfw, which needs a display, and there is none; unset it, or set it "
+                "to egl"
+            )
         raise RenderingUnavailableError(
             "dm_control was imported before crpt.envs and chose glfw, which needs a display; call "
             "crpt.envs.select_backend() before importing dm_control, or set MUJOCO_GL=egl"

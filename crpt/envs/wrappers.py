@@ -34,5 +34,6 @@ class FrameStack(gymnasium.ObservationWrapper):
 
     def observation(self, observation: np.ndarray) -> np.ndarray:
         missing = self._n - len(self._frames)
-        self._frames.extend([observation] * max(missing, 1))
+        # A copy: an environment may draw its next frame into the same array.
+        self._frames.extend([observation.copy()] * max(missing, 1))
         return np.concatenate(self._frames)

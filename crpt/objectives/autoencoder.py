@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from crpt.byte_encoder import pixels_of
 from crpt.config import PretrainConfig
 from crpt.encoder import Encoder, EncoderConfig, orthogonal_init
-from crpt.gpu_encoder import pixels_of
 from crpt.objectives.base import Losses, Objective
 
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from crpt.byte_encoder import project_bytes
 from crpt.config import PretrainConfig
 from crpt.distributed import ALONE, Team, TeamBatchNorm1d
 from crpt.encoder import Encoder, orthogonal_init
-from crpt.gpu_encoder import project_bytes
 
 
 @dataclass(frozen=True)
@@ -93,5 +93,6 @@ class TargetObjective(Objective):
     @torch.no_grad()
     def after_update(self) -> None:
         """target <- (1 - rate) target + rate online."""
-        target, online = list(self.target.parameters()), list(self.online.parameters())
+        target: list[Tensor] = list(self.target.parameters())
+        online: list[Tensor] = list(self.online.parameters())
         torch._foreach_lerp_(target, online, self.config.target_rate)

@@ -1,46 +1,63 @@
-"""The encoder's convolutions on a GPU in bf16, by kernels of their own: for training, where they
-take most of the time.
+"""The encoder's convolutions in bf16, by kernels of their own: for training, where they take most
+of the time.
 
-Not an operator of torch.ops.crpt: it is called from recorded updates alone, and has no twin but the
-encoder itself.
+Not an operator of torch.ops.crpt: it has no twin but the encoder itself.
 """
 
 from __future__ import annotations
 
-import functools
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from crpt.ops import cuda
+from crpt.ops import conv_cpu, conv_cuda
 
-_CHANNELS = 32
-_MOST_PIXEL_CHANNELS = 16
-# Beyond it the shared memory of some GPUs does not hold the three rows of a tile, twice.
-_LARGEST_IMAGE = 256
+Layer = tuple[Tensor, Tensor]
+"""Weight [32, I, 3, 3] of any strides and bias [32], float32."""
+
+
+class Kernels(Protocol):
+    """What a device gives: `conv_cpu` or `conv_cuda`."""
+
+    def available(self, device: torch.device, in_channels: int, image_size: int) -> bool:
+        """Whether it has units for bf16, and kernels for such images."""
+
+    def forward(self, images: Tensor, layers: list[Layer], keep: bool) -> list[Tensor]:
+        """What each layer gives, bfloat16 [B, H, W, 32]; the last alone will do unless `keep`."""
+
+    def backward(
+        self, grad: Tensor, images: Tensor, weights: list[Tensor], outputs: list[Tensor]
+    ) -> list[Tensor]:
+        """float32 gradients of each layer's weight and bias in turn, from that of the last
+        output."""
+
+    def reorder(self, x: Tensor, rows: int, dtype: torch.dtype) -> Tensor:
+        """[D, R * S] -> [D, S * R], in another dtype."""
+
+
+def _kernels(device: torch.device) -> Kernels:
+    return conv_cpu if device.type == "cpu" else conv_cuda
 
 
 def usable(convolutions: nn.Sequential, image_size: int, device: torch.device) -> bool:
-    """Whether there are kernels for these layers: 3x3 to 32 channels, ReLU after each, the first of
-    stride 2 from at most 16 channels, the others of stride 1; on images of at most 256 x 256."""
+    """Whether there are kernels for these layers, and faster ones than PyTorch's: 3x3 to 32
+    channels, ReLU after each, the first of stride 2, the others of stride 1."""
     layers = [layer for layer in convolutions if isinstance(layer, nn.Conv2d)]
     return (
-        cuda.AVAILABLE
-        and device.type == "cuda"
-        and torch.cuda.get_device_capability(device) >= (8, 0)
-        and image_size <= _LARGEST_IMAGE
-        and len(convolutions) == 2 * len(layers)
+        len(convolutions) == 2 * len(layers)
         and all(isinstance(layer, nn.ReLU) for layer in list(convolutions)[1::2])
         and all(
-            layer.out_channels == _CHANNELS
+            layer.out_channels == 32
             and layer.kernel_size == (3, 3)
             and layer.stride == ((2, 2) if i == 0 else (1, 1))
             and layer.padding == (0, 0)
             and layer.bias is not None
+            and layer.weight.dtype == torch.float32
             for i, layer in enumerate(layers)
         )
-        and layers[0].in_channels <= _MOST_PIXEL_CHANNELS
+        and device.type in ("cpu", "cuda")
+        and _kernels(device).available(device, layers[0].in_channels, image_size)
     )
 
 
@@ -52,11 +69,11 @@ def conv_features(images: Tensor, convolutions: nn.Sequential) -> Tensor:
         + b_L)
 
     Products in bf16 with float32 sums; between layers bf16. Gradients of weights and biases are
-    float32, and deterministic.
+    float32, and deterministic: on a CPU for any number of threads.
 
     Args:
         images: uint8 [B, C, H, W], contiguous.
-        convolutions: layers that are `usable`.
+        convolutions: layers that are `usable`; on a CPU without units for bf16 slow, but the same.
 
     Returns:
         bfloat16 [B, H', W', 32].
@@ -77,124 +94,27 @@ class _Reordered(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, channels: int) -> Tensor:
         ctx.channels = channels
-        return _reorder(weight, channels, torch.bfloat16)
+        return _kernels(weight.device).reorder(weight.contiguous(), channels, torch.bfloat16)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _reorder(grad, grad.shape[1] // ctx.channels, torch.float32), None
-
-
-def _reorder(x: Tensor, rows: int, dtype: torch.dtype) -> Tensor:
-    """[D, R * S] -> [D, S * R], in another dtype."""
-    x = x.contiguous()
-    out = torch.empty_like(x, dtype=dtype)
-    device, _, stream = _start(x)
-    cuda._cuda.reorder(
-        device, cuda._DTYPE[x.dtype], cuda._DTYPE[dtype], x.data_ptr(), out.data_ptr(), len(x),
-        rows, x.shape[1] // rows, stream,
-    )  # fmt: skip
-    return out
+        rows = grad.shape[1] // ctx.channels
+        return _kernels(grad.device).reorder(grad.contiguous(), rows, torch.float32), None
 
 
 class _Features(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, images: Tensor, *parameters: Tensor) -> Tensor:
         layers = list(zip(parameters[::2], parameters[1::2], strict=True))
-        outputs = [_pixels(images, *layers[0])]
-        for weight, bias in layers[1:]:
-            outputs.append(_next(outputs[-1], weight, bias))
-        ctx.save_for_backward(images, *parameters[::2], *outputs)
+        keep = any(ctx.needs_input_grad)
+        outputs = _kernels(images.device).forward(images, layers, keep)
+        if keep:
+            ctx.save_for_backward(images, *parameters[::2], *outputs)
         return outputs[-1]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         images, *saved = ctx.saved_tensors
         weights, outputs = saved[: len(saved) // 2], saved[len(saved) // 2 :]
-        grad = torch.ops.aten.threshold_backward(grad.contiguous(), outputs[-1], 0)
-        batches = [_partial(grad, len(weights) - 1, _CHANNELS)]
-        for i in reversed(range(1, len(weights))):
-            _weight_gradient(grad, outputs[i - 1], batches[0][:, i - 1])
-            grad = _in_gradient(grad, outputs[i - 1], weights[i])
-        batches.insert(0, _partial(grad, 1, _MOST_PIXEL_CHANNELS))
-        _pixel_weight_gradient(grad, images, batches[0][:, 0])
-        parts = [part for batch in batches for part in batch.sum(dim=0)]
-        gradients = [g for part, w in zip(parts, weights, strict=True) for g in _split(part, w)]
-        return (None, *gradients)
-
-
-def _start(tensor: Tensor) -> tuple[int, int, int]:
-    """The device's number, its multiprocessors, and its current stream."""
-    device, stream = cuda._stream(tensor.device)
-    return device, processors(tensor.device), stream
-
-
-@functools.cache
-def processors(device: torch.device) -> int:
-    """How many multiprocessors the device has."""
-    return torch.cuda.get_device_properties(device).multi_processor_count
-
-
-def _pixels(images: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    batch, channels, height, width = images.shape
-    shape = (batch, (height - 3) // 2 + 1, (width - 3) // 2 + 1, _CHANNELS)
-    out = images.new_empty(shape, dtype=torch.bfloat16)
-    device, count, stream = _start(images)
-    cuda._cuda.conv_pixels(
-        device, images.data_ptr(), weight.data_ptr(), *weight.stride(), bias.data_ptr(),
-        out.data_ptr(), batch, channels, height, width, 2 * count, stream,
-    )  # fmt: skip
-    return out
-
-
-def _next(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    batch, height, width, _ = x.shape
-    out = x.new_empty((batch, height - 2, width - 2, _CHANNELS))
-    device, count, stream = _start(x)
-    cuda._cuda.conv(
-        device, x.data_ptr(), weight.data_ptr(), *weight.stride(), bias.data_ptr(), out.data_ptr(),
-        batch, height - 2, width - 2, 2 * count, stream,
-    )  # fmt: skip
-    return out
-
-
-def _in_gradient(grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
-    out = torch.empty_like(x)
-    batch, height, width, _ = grad.shape
-    device, count, stream = _start(x)
-    cuda._cuda.conv_backward_in(
-        device, grad.data_ptr(), x.data_ptr(), weight.data_ptr(), *weight.stride(),
-        out.data_ptr(), batch, height, width, 2 * count, stream,
-    )  # fmt: skip
-    return out
-
-
-def _weight_gradient(grad: Tensor, x: Tensor, partial: Tensor) -> None:
-    """Parts whose sum is the gradients of weight and bias, [blocks, 32 * 9 * 32 + 32]."""
-    batch, height, width, _ = grad.shape
-    device, _, stream = _start(x)
-    cuda._cuda.conv_backward_weight(
-        device, grad.data_ptr(), x.data_ptr(), partial.data_ptr(), partial.stride(0), batch,
-        height, width, len(partial), stream,
-    )  # fmt: skip
-
-
-def _pixel_weight_gradient(grad: Tensor, images: Tensor, partial: Tensor) -> None:
-    """Those of the first layer, [blocks, 32 * 9 * 16 + 32]."""
-    device, _, stream = _start(images)
-    cuda._cuda.conv_pixels_backward_weight(
-        device, grad.data_ptr(), images.data_ptr(), partial.data_ptr(), partial.stride(0),
-        *images.shape, len(partial), stream,
-    )  # fmt: skip
-
-
-def _partial(grad: Tensor, layers: int, channels: int) -> Tensor:
-    """[blocks, layers, size]: a block a multiprocessor where its tiles are large, or two."""
-    blocks = processors(grad.device) * (1 if channels == _CHANNELS else 2)
-    size = _CHANNELS * 9 * channels + _CHANNELS
-    return grad.new_empty((blocks, layers, size), dtype=torch.float32)
-
-
-def _split(gradients: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradients of weight [32, C, 3, 3], channels-last, and bias [32]."""
-    of_weight = gradients[:-_CHANNELS].view(_CHANNELS, 3, 3, -1)[..., : weight.shape[1]]
-    return of_weight.permute(0, 3, 1, 2), gradients[-_CHANNELS:]
+        kernels = _kernels(images.device)
+        return (None, *kernels.backward(grad.contiguous(), images, weights, outputs))

@@ -222,7 +222,7 @@ class ReplayBuffer(Samples):
         slots = _check_slots(store, slots)
         out = empty_stacks(store.spec, len(slots), views)
         status, row = store.ring().sample(
-            slots.ctypes.data, 0, len(slots), frame_stack, 0, 1.0, 0, views.dtype.itemsize,
+            slots.ctypes.data, 0, 0, len(slots), frame_stack, 0, 1.0, 0, views.dtype.itemsize,
             DTYPES.get(views.dtype, 0), out.data_ptr(), 0, 0, 0, 0, 0, 0, 0, 0, num_threads(),
         )  # fmt: skip
         raise_unless_done(status, row, domain, slots, frame_stack, 1)

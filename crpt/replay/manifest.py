@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from crpt.replay.drafts import draft_directory
 from crpt.replay.errors import (
     DatasetCorruptError,
     DatasetError,
@@ -54,16 +55,11 @@ def create(path: Path, domains: Mapping[str, DomainSpec], metadata: Mapping[str,
         path.absolute().parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise NotADirectoryError(f"{path.absolute().parent} should be a directory") from None
-    draft = path.absolute().with_name(f".{path.absolute().name}.{os.getpid()}.creating")
-    try:
-        draft.mkdir()
+    with draft_directory(path) as draft:
         for name, spec in domains.items():
             create_directory(directory(draft, name), spec)
         _write(draft, domains, metadata)
         draft.rename(path)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
 
 
 def add_domain(path: Path, domain: str, spec: DomainSpec) -> None:

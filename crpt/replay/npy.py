@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from crpt.files import NO_ROOM
 from crpt.replay.errors import REMEDY, DatasetCorruptError, DatasetFullError, megabytes
 from crpt.replay.spec import DomainSpec
 
@@ -131,7 +132,7 @@ def _full_explained(label: str, nbytes: int) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM):
+        if error.errno not in (*NO_ROOM, errno.ENOMEM):
             raise
         free = ""
         if (folder := Path(label).parent).is_dir():

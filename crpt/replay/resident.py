@@ -107,7 +107,7 @@ class ResidentCopy(Samples):
         scalars = _on_host(batch, rows)
         index = torch.empty((2, count, views.frame_stack), dtype=torch.int64, device="cpu")
         shifts = torch.empty((2, count, 2), dtype=torch.int64, device="cpu")
-        own_rows = Rows(rows.domain, 0, count, rows.seed, rows.slots)
+        own_rows = Rows(rows.domain, 0, count, rows.seed, rows.slots, rows.first)
         self._draw(scalars, own_rows, views, threads, index, shifts)
         where = slice(rows.begin, rows.end)
         index, shifts = index.to(self.device), shifts.to(self.device)

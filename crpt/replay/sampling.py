@@ -37,6 +37,8 @@ class Rows:
     end: int
     seed: int
     slots: Index | None = None
+    first: int = 0
+    """Of what is drawn from the domain with this seed, the number of the first of these rows."""
 
 
 class Samples(ABC):
@@ -71,6 +73,7 @@ class Samples(ABC):
         device: torch.device | str | None = None,
         generator: torch.Generator | None = None,
         out: Batch | None = None,
+        rows: slice | None = None,
     ) -> Batch:
         r"""Transitions drawn uniformly with replacement, obs and next_obs each under its own shift.
 
@@ -94,6 +97,8 @@ class Samples(ABC):
             device: where the batch goes; none: where out is, otherwise the CPU.
             generator: on the CPU; none: torch's default one.
             out: a batch of `empty`, or an earlier one, to write into and return.
+            rows: [start, stop) of the batch, that alone are made and returned: what is drawn for a
+                row is the same, whoever makes the others. None: all.
 
         Raises:
             ValueError: there is nothing to draw, or an argument is not as above.
@@ -102,7 +107,9 @@ class Samples(ABC):
         from crpt.replay.batch import Views
 
         views = Views.of(frame_stack, pad, dtype, n_step, gamma)
-        return self._sample(domain, batch_size, views, draw_seed(generator), device, out)
+        wanted = _range_of(rows, batch_size)
+        seed = draw_seed(generator)
+        return self._sample(domain, batch_size, views, seed, device, out, rows=wanted)
 
     def empty(
         self,
@@ -173,20 +180,26 @@ class Samples(ABC):
         device: torch.device | str | None = None,
         out: Batch | None = None,
         threads: int | None = None,
+        rows: range | None = None,
     ) -> Batch:
         from crpt.replay.batch import shares
 
         require_at_least("batch_size", batch_size, 1)
+        wanted = range(batch_size) if rows is None else rows
         specs = self._specs(domain)
-        batch, result = self._where_to(specs, batch_size, views, device, out)
+        batch, result = self._where_to(specs, len(wanted), views, device, out)
         weights = dict.fromkeys(specs, 1.0) if isinstance(domain, str) else domain
         counts = shares(weights, batch_size, (seed * _GOLDEN % _WORD) / _WORD)
         begin = 0
         for i, (name, count) in enumerate(zip(specs, counts, strict=True)):
-            batch.domain[begin : begin + count] = i
-            if count > 0:
-                rows = Rows(name, begin, begin + count, (seed + i * _GOLDEN) % _WORD)
-                self._fill(batch, rows, views, threads or num_threads())
+            first, last = max(begin, wanted.start), min(begin + count, wanted.stop)
+            if first < last:
+                place = slice(first - wanted.start, last - wanted.start)
+                batch.domain[place] = i
+                own = Rows(
+                    name, place.start, place.stop, (seed + i * _GOLDEN) % _WORD, first=first - begin
+                )
+                self._fill(batch, own, views, threads or num_threads())
             begin += count
         return _send(batch, result)
 
@@ -280,8 +293,8 @@ def call(
         action[rows.begin : rows.end, batch.widths[batch.domains.index(rows.domain)] :] = 0
     uint8 = views.dtype is torch.uint8
     status, row = ring.sample(
-        0 if rows.slots is None else rows.slots.ctypes.data, rows.seed, count, views.frame_stack,
-        views.n_step, views.gamma, views.pad, views.dtype.itemsize,
+        0 if rows.slots is None else rows.slots.ctypes.data, rows.seed, rows.first, count,
+        views.frame_stack, views.n_step, views.gamma, views.pad, views.dtype.itemsize,
         0 if uint8 else DTYPES[views.dtype], obs, next_obs, address(action, rows.begin), width,
         address(batch.reward, rows.begin), address(batch.discount, rows.begin), obs_index,
         next_index, shifts, threads,
@@ -317,6 +330,18 @@ def raise_unless_done(
             f"{domain} is overwritten faster than its steps can be read; give it more capacity"
         )
     raise MemoryError(f"no memory to gather a batch of {domain}")
+
+
+def _range_of(rows: slice | None, batch_size: int) -> range | None:
+    if rows is None:
+        return None
+    start, stop = rows.start, rows.stop
+    known = type(start) is int and type(stop) is int and rows.step in (None, 1)
+    if not (known and 0 <= start <= stop <= batch_size):
+        raise ValueError(
+            f"rows should be slice(start, stop) with 0 <= start <= stop <= {batch_size}, got {rows}"
+        )
+    return range(start, stop)
 
 
 def draw_seed(generator: torch.Generator | None) -> int:

@@ -71,6 +71,16 @@ inline py::array pixels(const char* name, const py::handle& value) {
       text(is_array ? py::object(value.attr("dtype")) : py::type::of(value).attr("__name__")));
 }
 
+template <typename Array>
+void require_finite(const char* name, const Array& array) {
+  const auto* values = array.data();
+  for (py::ssize_t i = 0; i < array.size(); ++i) {
+    if (std::isfinite(values[i])) continue;
+    throw py::value_error(std::string(name) + " should be finite in float32, got " +
+                          text(py::float_(values[i])));
+  }
+}
+
 inline float checked_reward(double reward) {
   // As it is stored: written so that it is false for NaN.
   if (!(std::abs(reward) <= std::numeric_limits<float>::max())) {

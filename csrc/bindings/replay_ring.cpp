@@ -157,17 +157,18 @@ py::tuple Ring::episodes(int64_t stack) const {
       slots(steps), py::array_t<int64_t>(static_cast<py::ssize_t>(numbers.size()), numbers.data()));
 }
 
-py::tuple Ring::sample(Address slots, uint64_t seed, int64_t batch, int64_t stack, int64_t n_step,
-                       double gamma, int64_t pad, int out_bytes, int dtype, Address obs,
-                       Address next_obs, Address action, int64_t action_stride, Address reward,
-                       Address discount, Address obs_index, Address next_index, Address shifts,
-                       int threads) const {
+py::tuple Ring::sample(Address slots, uint64_t seed, int64_t first_row, int64_t batch,
+                       int64_t stack, int64_t n_step, double gamma, int64_t pad, int out_bytes,
+                       int dtype, Address obs, Address next_obs, Address action,
+                       int64_t action_stride, Address reward, Address discount, Address obs_index,
+                       Address next_index, Address shifts, int threads) const {
   require_counts(n_step, stack);
   SampleResult result;
   {
     py::gil_scoped_release nogil;
     result = replay::sample(ring_, {.slots = reinterpret_cast<const int64_t*>(slots),
                                     .seed = seed,
+                                    .first_row = first_row,
                                     .batch = batch,
                                     .stack = stack,
                                     .n_step = n_step,

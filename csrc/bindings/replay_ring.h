@@ -33,8 +33,8 @@ class Ring {
   py::tuple episodes(int64_t stack) const;
 
   // Returns (status, row).
-  py::tuple sample(Address slots, uint64_t seed, int64_t batch, int64_t stack, int64_t n_step,
-                   double gamma, int64_t pad, int out_bytes, int dtype, Address obs,
+  py::tuple sample(Address slots, uint64_t seed, int64_t first_row, int64_t batch, int64_t stack,
+                   int64_t n_step, double gamma, int64_t pad, int out_bytes, int dtype, Address obs,
                    Address next_obs, Address action, int64_t action_stride, Address reward,
                    Address discount, Address obs_index, Address next_index, Address shifts,
                    int threads) const;

@@ -53,6 +53,7 @@ class RingWriter {
     require_shape("frames", f, ring_->frame_shape(), n);
     const auto a = numbers<float>("actions", actions);
     require_shape("actions", a, ring_->action_shape(), n);
+    require_finite("actions", a);
     const auto r = numbers<double>("rewards", rewards), d = numbers<double>("discounts", discounts);
     require_shape("rewards", r, {}, n);
     require_shape("discounts", d, {}, n);
@@ -127,6 +128,7 @@ class RingWriter {
     if (!action.is_none()) {
       auto a = numbers<float>("action", action);
       require_shape("action", a, ring_->action_shape(), -1);
+      require_finite("action", a);
       step.action = a.data();
       held_action = std::move(a);
     }

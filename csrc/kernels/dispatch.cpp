@@ -11,12 +11,14 @@
 #include <vector>
 #endif
 
+#include "kernels/conv.h"
 #include "kernels/frame_stack.h"
 #include "kernels/intrinsic_loss.h"
 #include "kernels/knn_distance.h"
 #include "kernels/prototype_loss.h"
 #include "kernels/prototype_objective.h"
 #include "kernels/random_shift.h"
+#include "kernels/reorder.h"
 #include "kernels/row_normalize.h"
 #include "kernels/sinkhorn.h"
 #include "kernels/transpose.h"
@@ -145,5 +147,26 @@ CRPT_DISPATCH(void, knn_center, KnnCenterArgs)
 CRPT_DISPATCH(void, knn_distance, KnnDistanceArgs)
 CRPT_DISPATCH(void, knn_distance_backward, KnnDistanceBackwardArgs)
 CRPT_DISPATCH(void, transpose, TransposeArgs)
+CRPT_DISPATCH(void, reorder, ReorderArgs)
+
+bool bf16_units() {
+#if defined(CRPT_AVX512BF16)
+  __builtin_cpu_init();
+  return isa() == Isa::avx512 && __builtin_cpu_supports("avx512bf16");
+#else
+  return false;
+#endif
+}
+
+#if defined(CRPT_AVX512BF16)
+#define CRPT_DISPATCH_CONV(name, Args) \
+  void name(const Args& args) { bf16_units() ? avx512bf16::name(args) : baseline::name(args); }
+#else
+#define CRPT_DISPATCH_CONV(name, Args) \
+  void name(const Args& args) { baseline::name(args); }
+#endif
+
+CRPT_DISPATCH_CONV(conv_forward, ConvForwardArgs)
+CRPT_DISPATCH_CONV(conv_backward, ConvBackwardArgs)
 
 }  // namespace crpt

@@ -1,11 +1,10 @@
 #include "kernels/transpose.h"
 
 #include "kernels/parallel.h"
+#include "kernels/transpose_tile.h"
 
 namespace crpt::CRPT_ISA {
 namespace {
-
-constexpr int64_t kTile = 16;
 
 // A tile of any size, element by element: what is left at the edges.
 inline void any_tile(const uint32_t* in, int64_t stride, uint32_t* out, int64_t out_stride,
@@ -15,37 +14,14 @@ inline void any_tile(const uint32_t* in, int64_t stride, uint32_t* out, int64_t 
   }
 }
 
-#if defined(__has_builtin)
-#if __has_builtin(__builtin_shufflevector)
-#define CRPT_SHUFFLES
-#endif
-#endif
-
-#if defined(CRPT_SHUFFLES)
-// Rows i and i + 8 interleaved, four times over: a perfect shuffle of the tile's index bits, which
-// exchanges the four of the row with the four of the column.
-typedef uint32_t Row __attribute__((vector_size(64)));
-
 inline void whole_tile(const uint32_t* in, int64_t stride, uint32_t* out, int64_t out_stride) {
-  Row x[kTile], y[kTile];
-  for (int64_t r = 0; r < kTile; ++r) __builtin_memcpy(&x[r], in + r * stride, sizeof(Row));
-  for (int round = 0; round < 4; ++round) {
-#pragma GCC unroll 8
-    for (int i = 0; i < 8; ++i) {
-      y[2 * i] = __builtin_shufflevector(x[i], x[i + 8], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21,
-                                         6, 22, 7, 23);
-      y[2 * i + 1] = __builtin_shufflevector(x[i], x[i + 8], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28,
-                                             13, 29, 14, 30, 15, 31);
-    }
-    for (int i = 0; i < kTile; ++i) x[i] = y[i];
+  TileRow x[kTile];
+  for (int64_t r = 0; r < kTile; ++r) __builtin_memcpy(&x[r], in + r * stride, sizeof(TileRow));
+  transpose_tile(x);
+  for (int64_t c = 0; c < kTile; ++c) {
+    __builtin_memcpy(out + c * out_stride, &x[c], sizeof(TileRow));
   }
-  for (int64_t c = 0; c < kTile; ++c) __builtin_memcpy(out + c * out_stride, &x[c], sizeof(Row));
 }
-#else
-inline void whole_tile(const uint32_t* in, int64_t stride, uint32_t* out, int64_t out_stride) {
-  any_tile(in, stride, out, out_stride, kTile, kTile);
-}
-#endif
 
 }  // namespace
 

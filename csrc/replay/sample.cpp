@@ -88,7 +88,7 @@ class Sampler {
           if (reading == 0 || !listed_) list_transitions();
           if (list_.empty()) return {SampleResult::empty, row};
           const uint64_t word =
-              random_word(args_.seed, at(row), (kReadings + 2) * kDraws + at(reading));
+              random_word(args_.seed, number(row), (kReadings + 2) * kDraws + at(reading));
           if (!take(row, list_[below(word, list_.size())])) {
             listed_ = false;
             continue;
@@ -125,7 +125,7 @@ class Sampler {
     for (uint64_t i = 0; i < kDraws; ++i) {
       const Ticket head = head_of(ring_), oldest = ring_.oldest(head);
       if (head == 0) return;
-      const uint64_t word = random_word(args_.seed, at(row), first_draw + i);
+      const uint64_t word = random_word(args_.seed, number(row), first_draw + i);
       if (take(row, oldest + below(word, head - oldest))) return;
     }
   }
@@ -200,7 +200,7 @@ class Sampler {
     const uint64_t sides = 2 * static_cast<uint64_t>(args_.pad) + 1;
     for (int64_t row = 0; row < args_.batch; ++row) {
       for (int64_t i = 0; i < 4; ++i) {  // dy, dx of obs; dy, dx of next_obs
-        const uint64_t word = random_word(args_.seed, at(row), kShiftDraw + at(i));
+        const uint64_t word = random_word(args_.seed, number(row), kShiftDraw + at(i));
         shifts_[at(i / 2 * 2 * args_.batch + 2 * row + i % 2)] =
             static_cast<int64_t>(below(word, sides)) - args_.pad;
       }
@@ -217,6 +217,7 @@ class Sampler {
   }
 
   static size_t at(int64_t i) { return static_cast<size_t>(i); }
+  uint64_t number(int64_t row) const { return static_cast<uint64_t>(args_.first_row + row); }
 
   const Ring& ring_;
   const SampleArgs& args_;

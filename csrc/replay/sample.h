@@ -18,6 +18,9 @@ namespace crpt::replay {
 struct SampleArgs {
   const int64_t* slots = nullptr;  // [B] where the transitions end; null: drawn uniformly
   uint64_t seed = 0;
+  // These rows are those of a larger batch from here on: what is drawn for one depends on its
+  // number there.
+  int64_t first_row = 0;
   int64_t batch = 0, stack = 1, n_step = 1;  // n_step 0: obs alone, the stacks that end in e
   double gamma = 1.0;
   int64_t channels = 0, height = 0, width = 0;

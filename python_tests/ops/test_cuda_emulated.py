@@ -35,9 +35,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from crpt import ops
+from crpt.byte_encoder import project_bytes
 from crpt.encoder import Encoder, EncoderConfig
-from crpt.gpu_encoder import project_bytes
-from crpt.ops import conv_features, cuda, direct, reference
+from crpt.ops import conv_cuda, conv_features, cuda, direct, reference
 from crpt.ops.schemas import SCHEMAS
 
 EMULATION = Path(__file__).parents[2] / "cpp_tests" / "cuda_emulation"
@@ -285,7 +285,8 @@ def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_conv_features_follow_the_encoder(
     channels: int, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(conv_features, "processors", lambda device: 2)
+    monkeypatch.setattr(conv_features, "_kernels", lambda device: conv_cuda)
+    monkeypatch.setattr(conv_cuda, "processors", lambda device: 2)
     torch.manual_seed(0)
     encoder = Encoder(EncoderConfig(in_channels=channels, image_size=size, projection_dim=8))
     for layer in encoder.convolutions[::2]:
@@ -305,7 +306,6 @@ def test_conv_features_are_for_layers_that_have_kernels(monkeypatch: pytest.Monk
     gpu = torch.device("cuda", 0)
     layers = Encoder(EncoderConfig()).convolutions
     assert conv_features.usable(layers, 84, gpu)
-    assert not conv_features.usable(layers, 84, torch.device("cpu"))
     assert conv_features.usable(layers, 256, gpu)
     assert not conv_features.usable(layers, 257, gpu)
     for other in (

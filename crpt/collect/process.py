@@ -21,10 +21,17 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from crpt.collect_messages import Begun, Drop, Failed, Full, Play, Played, Steps, Turn, Written
-from crpt.collect_schedule import Episode
+from crpt.collect.messages import Begun, Drop, Failed, Full, Play, Played, Steps, Turn, Written
+from crpt.collect.random_play import (
+    CollectError,
+    EpisodeWriter,
+    MakeEnv,
+    Player,
+    Step,
+    errors_named,
+)
+from crpt.collect.schedule import Episode
 from crpt.envs import rendering
-from crpt.random_play import CollectError, EpisodeWriter, MakeEnv, Player, Step, errors_named
 from crpt.replay import DomainSpec, ReplayBuffer
 
 if TYPE_CHECKING:

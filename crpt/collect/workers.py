@@ -1,6 +1,6 @@
 """Processes that record domains side by side: the parent's side.
 
-It hands out episodes and the turn to write them (`collect_schedule`), shows what is done, and
+It hands out episodes and the turn to write them (`schedule`), shows what is done, and
 replaces processes that died or hang (drivers do, when several render on one GPU).
 """
 
@@ -20,13 +20,13 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crpt import collect_process
-from crpt.collect_messages import Drop, Failed, Full, Play, Played, Steps, Turn, Written
-from crpt.collect_process import Orders
-from crpt.collect_schedule import Episode, Schedule
-from crpt.collect_watch import Watch
+from crpt.collect import process
+from crpt.collect.messages import Drop, Failed, Full, Play, Played, Steps, Turn, Written
+from crpt.collect.process import Orders
+from crpt.collect.random_play import CollectError, MakeEnv, find_end
+from crpt.collect.schedule import Episode, Schedule
+from crpt.collect.watch import Watch
 from crpt.envs import rendering
-from crpt.random_play import CollectError, MakeEnv, find_end
 from crpt.replay import ReplayBuffer
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class _Worker:
         self.connection, child = _CONTEXT.Pipe()
         arguments = (child, index, orders)
         self._process = _CONTEXT.Process(
-            target=collect_process.main, args=arguments, daemon=True, name=f"collect-{index}"
+            target=process.main, args=arguments, daemon=True, name=f"collect-{index}"
         )
         with _main_module_hidden(unless_it_has=orders.make_env):
             self._process.start()

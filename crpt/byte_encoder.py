@@ -1,4 +1,4 @@
-"""The encoder in training on a GPU in bf16: from bytes to embeddings by kernels of its own."""
+"""The encoder in training in bf16: from bytes to embeddings by kernels of its own."""
 
 from __future__ import annotations
 

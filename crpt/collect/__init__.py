@@ -7,15 +7,16 @@ import fcntl
 import importlib.metadata
 import logging
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crpt import envs
-from crpt.collect_progress import Bars
-from crpt.collect_workers import record_in_processes
-from crpt.random_play import MakeEnv, is_complete, record, resume
+from crpt.collect.progress import Bars
+from crpt.collect.random_play import MakeEnv, is_complete, record, resume
+from crpt.collect.workers import record_in_processes
 from crpt.replay import DatasetError, DatasetLockedError, ReplayBuffer, require_disk_space
 
 if TYPE_CHECKING:
@@ -64,6 +65,20 @@ def collect(
     if seed < 0:
         raise ValueError(f"seed should be at least 0, got {seed}")
     dataset = Path(dataset)
+    new = not dataset.exists()
+    try:
+        return _collect(config, dataset, seed, make_env, progress)
+    except DatasetLockedError:
+        raise  # another's
+    except BaseException:
+        if new:
+            _remove_unless_recorded(dataset)
+        raise
+
+
+def _collect(
+    config: CollectConfig, dataset: Path, seed: int, make_env: MakeEnv, progress: bool
+) -> ReplayBuffer:
     buffer = _open(config, dataset, seed)
     pending = [domain for domain in config.domains if not is_complete(config, buffer, domain)]
     if pending:
@@ -96,6 +111,14 @@ def collect(
                     on_progress=partial(bars.show_one, domain),
                 )
     return ReplayBuffer.open(dataset)
+
+
+def _remove_unless_recorded(dataset: Path) -> None:
+    """Of a dataset that this call has begun nothing stays unless a transition was recorded."""
+    with contextlib.suppress(DatasetError, OSError), _exclusive(dataset):
+        buffer = ReplayBuffer.open(dataset)
+        if not any(buffer.num_transitions(d, frame_stack=1) for d in buffer.domains):
+            shutil.rmtree(dataset)
 
 
 @contextlib.contextmanager
@@ -163,9 +186,3 @@ def _differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
         for name, value in here.items()
         if there.get(name) != value
     )
-
-
-if __name__ == "__main__":
-    from crpt.commands import run
-
-    run("collect")

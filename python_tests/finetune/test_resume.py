@@ -10,7 +10,7 @@ import dot_env
 import pytest
 import small
 import torch
-from small_finetune import new_encoder, run_all
+from small_finetune import run_all
 
 import crpt.agents.replay
 import crpt.finetune
@@ -19,17 +19,6 @@ from crpt.finetune import Finetuner
 from crpt.interrupt import Interrupted
 from crpt.replay import ReplayBuffer
 from crpt.run_directory import CheckpointError, RunDirectory
-
-
-@pytest.fixture(scope="module")
-def encoder():
-    return new_encoder("none")
-
-
-@pytest.fixture(scope="module")
-def standardised():
-    """Its running statistics are not those of the task."""
-    return new_encoder("batch")
 
 
 def interrupt_at(monkeypatch, steps: int, error: type[BaseException]) -> None:
@@ -107,7 +96,8 @@ def ctrl_c_when(monkeypatch, owner, method: str, condition) -> None:
 @pytest.mark.parametrize(
     ("step", "message"),
     [
-        (100, "at agent step 100 of 150; it goes on from step 72"),
+        (70, "at agent step 70 of 150; it goes on from step 60"),  # before the first checkpoint
+        (100, "at agent step 100 of 150; it goes on from step 96"),  # after the checkpoint of 84
         (108, "at agent step 108 of 150; it goes on from step 108"),  # the last of an episode
         (150, "at agent step 150 of 150; it goes on from step 150"),  # and of the run
     ],
@@ -115,7 +105,9 @@ def ctrl_c_when(monkeypatch, owner, method: str, condition) -> None:
 def test_ctrl_c_stops_between_steps_and_says_where_it_goes_on(
     step, message, encoder, tmp_path, monkeypatch
 ):
-    config = replace(small.FINETUNE, evaluate_every=1000)
+    # In a ring that goes round.
+    monkeypatch.setattr(crpt.agents.replay, "LONGEST_EPISODE", dot_env.EPISODE)
+    config = replace(small.FINETUNE, evaluate_every=1000, checkpoint_every=75, replay_capacity=20)
     whole, _ = run_all(config, encoder, tmp_path / "whole")
     with monkeypatch.context() as patch:
         patch.setattr(Finetuner, "_evaluate", lambda self, check_stop: None)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import small
 import torch
-from small_finetune import make_env, new_encoder, run_all
+from small_finetune import make_env, run_all
 
 import crpt.agents.replay
 import crpt.finetune
@@ -17,17 +17,6 @@ from crpt.evaluate import evaluate_policy, random_policy
 from crpt.finetune import Finetuner, finetune, trained_policy
 from crpt.replay import ReplayBuffer
 from crpt.run_directory import RunDirectory
-
-
-@pytest.fixture(scope="module")
-def encoder():
-    return new_encoder("none")
-
-
-@pytest.fixture(scope="module")
-def standardised():
-    """Its running statistics are not those of the task."""
-    return new_encoder("batch")
 
 
 def test_counts_and_metrics(encoder, tmp_path):

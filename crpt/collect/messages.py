@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from crpt.collect_schedule import Episode
+from crpt.collect.schedule import Episode
 
 # What the parent says.
 
