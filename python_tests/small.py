@@ -37,7 +37,7 @@ PRETRAIN = PretrainConfig(
     log_every=2,
     checkpoint_every=2,
 )
-PROBE = ProbeConfig(unseen=("dot_green",), episodes=10, episode_length=12)
+PROBE = ProbeConfig(unseen=("dot_green",), episodes=10, episode_length=12, folds=2)
 FINETUNE = FinetuneConfig(
     task="dot_red",
     agent_steps=150,
