@@ -70,6 +70,27 @@ TEST_P(Sinkhorn, MatchesTheDefinitionOnBothPaths) {
   }
 }
 
+TEST_P(Sinkhorn, TheFirstRowMayLieAnywhereInTheRange) {
+  // exp is taken relative to it: of up to 40 on the fast path, of what overflows beyond.
+  const int B = 37, M = 21;
+  for (const double first : {-1.0, 0.0, 1.0}) {
+    for (const double T : {2.0 / 39, 2.0 / 41, 2.0 / 100, 2.0 / 1000}) {
+      auto scores = coarse(B * M, 5);
+      for (int m = 0; m < M; ++m) scores[m] = first;
+      scores[M] = -1.0;
+      scores[M + 1] = 1.0;
+      const auto exact = expected(scores, B, M, T, 3);
+      const auto f64 = run<double>(GetParam(), scores, DType::f64, 1, B, M, T, 3);
+      const auto f32 =
+          run<float>(GetParam(), testing::as<float>(scores), DType::f32, 1, B, M, T, 3, 3);
+      for (int i = 0; i < B * M; ++i) {
+        ASSERT_NEAR(f64[i], exact[i], 1e-12);
+        ASSERT_NEAR(f32[i], exact[i], 2e-4);
+      }
+    }
+  }
+}
+
 TEST_P(Sinkhorn, StaysFiniteFarOutsideTheRangeOfExp) {
   const int B = 40, M = 24;
   auto scores = testing::as<float>(coarse(B * M, 3, 1e4));

@@ -62,7 +62,7 @@ class PretrainArguments(cli.Common):
 @dataclass(frozen=True)
 class ProbeArguments(cli.Common):
     config: OmitArgPrefixes[ProbeConfig] = ProbeConfig()
-    encoder: Path | None = None
+    encoder: tyro.conf.Positional[Path | None] = None
     """Directory of an encoder, copied to RUN_DIR/encoder; none: the one that is there."""
 
 

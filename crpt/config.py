@@ -271,7 +271,10 @@ class EvaluateConfig:
 class ProbeConfig:
     """What the frozen encoder knows of the simulator's state."""
 
-    unseen: tuple[str, ...] = ("hopper_hop", "cartpole_swingup")
+    domains: tuple[str, ...] = field(default=(), metadata=RESUMABLE)
+    """Domains to probe; those of pre-training count as seen, others as unseen. None: all that are
+    seen, and `unseen`."""
+    unseen: tuple[str, ...] = field(default=("hopper_hop", "cartpole_swingup"), metadata=RESUMABLE)
     """Domains to probe beside those of pre-training."""
     episodes: int = 60
     """Episodes of random play recorded per domain, apart from those of pre-training."""

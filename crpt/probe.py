@@ -98,17 +98,19 @@ def probe(
     initial: Encoder,
     *,
     seen: tuple[str, ...],
+    domains: tuple[str, ...] = (),
     device: str = "cpu",
     progress: bool = True,
 ) -> Probe:
-    """What z = normalise(norm(g(h))) and h = f(obs) know, in every domain of the dataset.
+    """What z = normalise(norm(g(h))) and h = f(obs) know, in these domains of the dataset, or in
+    all.
 
     Raises ValueError for a dataset that was drawn otherwise than what the encoder was trained on;
     warns of one that was played with another action repeat.
     """
     _check_play(dataset, encoder)
     # Sorted: the order in which processes added them to the dataset must not matter.
-    names = sorted(dataset.domains, key=lambda name: (name not in seen, name))
+    names = sorted(domains or dataset.domains, key=lambda name: (name not in seen, name))
     states, episodes = zip(*(_states(dataset, name) for name in names), strict=True)
     bar = tqdm(total=2 * len(names), desc="probe", unit=" encodings", disable=not progress)
     with bar:

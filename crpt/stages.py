@@ -143,15 +143,16 @@ def pretrain_stage(context: Context, config: PretrainConfig) -> Encoder:
 
 def probe_stage(context: Context, config: ProbeConfig) -> dict[str, Any]:
     """Ridge probes on random play of their own, into `probe.json`."""
-    require_known_names(context, *config.unseen)
+    require_known_names(context, *config.domains, *config.unseen)
     encoder = _load_encoder(context, "domains", "seed", "render", "action_repeat")
     context.claim("probe", config)
-    done: dict[str, Any] | None = context.run.read_json("probe.json")
-    if done is not None:
-        return done
     seen = tuple(encoder.metadata["domains"])
+    names = tuple(dict.fromkeys(config.domains or seen + config.unseen))
+    done: dict[str, Any] | None = context.run.read_json("probe.json")
+    if done is not None and {row["domain"] for row in done["domains"]} == set(names):
+        return done
     play = CollectConfig(
-        domains=tuple(dict.fromkeys(seen + config.unseen)),
+        domains=names,
         transitions=config.episodes * config.episode_length,
         episode_length=config.episode_length,
         action_repeat=encoder.metadata["action_repeat"],
@@ -171,6 +172,7 @@ def probe_stage(context: Context, config: ProbeConfig) -> dict[str, Any]:
         encoder,
         initial_encoder(encoder.config, encoder.metadata["seed"]),
         seen=seen,
+        domains=names,
         device=context.device,
         progress=context.progress,
     )

@@ -27,6 +27,14 @@ def study(variants, context, seeds=(0,), jobs=1):
     return running.run_study(variants, STAGES, context, seeds=seeds, jobs=jobs)
 
 
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """Two variants with two seeds: the context, and the rows."""
+    path = tmp_path_factory.mktemp("measured")
+    context = Context(RunDirectory(path), 0, progress=False, make_env=dot_env.make)
+    return context, study(alpha(STAGES)[:2], context, seeds=(0, 1))
+
+
 def differing(a, b) -> set[str]:
     return {f.name for f in fields(a) if getattr(a, f.name) != getattr(b, f.name)}
 
@@ -88,9 +96,9 @@ def test_every_objective_is_trained_and_probed_and_tabled(context):
     assert f"| crptpro | {rows[0]['z_seen']:.3f} |" in lines[2]
 
 
-def test_what_is_measured_is_not_measured_again(context, monkeypatch):
+def test_what_is_measured_is_not_measured_again(measured, monkeypatch):
     variants = alpha(STAGES)[:2]
-    rows = study(variants, context, seeds=(0, 1))
+    context, rows = measured
     assert [(row["variant"], row["seed"]) for row in rows] == [
         ("alpha_0", 0), ("alpha_0", 1), ("alpha_0.001", 0), ("alpha_0.001", 1)
     ]  # fmt: skip
@@ -156,8 +164,8 @@ def test_fewer_transitions_are_the_first_of_more(context):
 
 
 @pytest.mark.parametrize("axis", ["intrinsic weight", None])
-def test_a_figure_is_drawn(context, axis, tmp_path):
-    rows = study(alpha(STAGES)[:2], context, seeds=(0, 1))
+def test_a_figure_is_drawn(measured, axis, tmp_path):
+    _, rows = measured
     report.draw(rows, axis, tmp_path / "figures" / "a.png")
     assert (tmp_path / "figures" / "a.png").stat().st_size > 1000
     table = report.table(rows)

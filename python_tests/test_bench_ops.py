@@ -10,6 +10,7 @@ from torch import nn
 
 from crpt.bench import ops as bench
 from crpt.bench.limits import Limit, Limits, Work
+from crpt.bench.machine import last_level_cache
 from crpt.bench.ops_report import COLUMNS, Result, cells, document, notes
 from crpt.bench.ops_rows import Row, rows
 from crpt.bench.table import Table
@@ -28,6 +29,14 @@ DESCRIBED = {"seconds": 99.0, "gemm": "oneDNN's linear"}
 @lru_cache
 def limits(device: torch.device) -> Limits:
     return Limits(device)
+
+
+@pytest.fixture(autouse=True)
+def _small_cache(monkeypatch):
+    """Of the CPU: the sets of inputs that do not fit into it are made in no time."""
+    for module in ("machine", "limits"):
+        name = f"crpt.bench.{module}.last_level_cache"
+        monkeypatch.setattr(name, lambda d: 8 << 20 if d.type == "cpu" else last_level_cache(d))
 
 
 def measure(row: Row, device: torch.device = CPU) -> list[Result]:

@@ -76,7 +76,13 @@ def kill_parent(process: subprocess.Popen) -> None:
 
 
 @pytest.mark.parametrize(
-    ("workers", "kill"), [(1, kill_all), (2, kill_parent), (3, kill_all), (5, kill_parent)]
+    ("workers", "kill"),
+    [
+        (1, kill_all),
+        (2, kill_parent),
+        pytest.param(3, kill_all, marks=pytest.mark.slow),
+        pytest.param(5, kill_parent, marks=pytest.mark.slow),
+    ],
 )
 def test_kill_9_at_any_moment_changes_no_byte(tmp_path, workers, kill):
     config = {"domains": ("slow_a", "slow_b"), "transitions": 200, "image_size": toy_env.SIZE}
@@ -111,7 +117,7 @@ def workers_of(process: subprocess.Popen) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("workers", [2, 3, 5])
+@pytest.mark.parametrize("workers", [3, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 5))])
 def test_kill_9_of_workers_changes_no_byte(tmp_path, workers):
     config = {"domains": ("slow_a", "slow_b"), "transitions": 600, "image_size": toy_env.SIZE}
     toy_collect(tmp_path / "whole", **config, workers=2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -13,12 +12,14 @@ import pytest
 import small
 import torch
 
-from crpt.distributed import ALONE, launched_by_torchrun, own_device
+from crpt.distributed import ALONE, Team, launched_by_torchrun, own_device
 from crpt.encoder import Encoder
 from crpt.pretrain import pretrain
 from crpt.replay import ReplayBuffer
 from crpt.run_directory import RunDirectory
+from crpt.trainer import Trainer
 
+CPU = torch.device("cpu")
 HERE = Path(__file__).parent
 SCRIPT = HERE / "team_pretrain.py"
 SMALL = ("float32", "1e-4", "alternate", "batch")  # how the script trains where all are as good
@@ -51,15 +52,20 @@ def float64():
     torch.set_default_dtype(torch.float32)
 
 
+def config_of(objective, batches, norm, learning_rate):
+    """What the script trains with."""
+    return replace(
+        small.PRETRAIN, rounds=25, objective=objective, batches=batches, embedding_norm=norm,
+        learning_rate=learning_rate, log_every=1,
+    )  # fmt: skip
+
+
 def alone_and_together(dataset, runs, objective, batches, norm, learning_rate=1e-4):
     """An encoder trained by one process, one by two, and the pairs of their lines in the logs."""
     dtype = str(torch.get_default_dtype()).removeprefix("torch.")
     rate = str(learning_rate)
     together(2, str(dataset), str(runs), dtype, rate, batches, norm, objective)
-    config = replace(
-        small.PRETRAIN, rounds=25, objective=objective, batches=batches, embedding_norm=norm,
-        learning_rate=learning_rate, log_every=1,
-    )  # fmt: skip
+    config = config_of(objective, batches, norm, learning_rate)
     run, team_run = RunDirectory(runs / "alone"), RunDirectory(runs / objective)
     alone = pretrain(config, ReplayBuffer.open(dataset), run, seed=0, progress=False)
     pairs = list(zip(run.metrics("pretrain"), team_run.metrics("pretrain"), strict=True))
@@ -108,30 +114,32 @@ def test_float32_is_shared_like_float64_until_rounding_has_grown(dataset, tmp_pa
     check_lines(pairs[:6], within=1e-4)
 
 
-def test_three_processes_share_a_batch_that_three_does_not_divide(dataset, tmp_path):
+def test_three_processes_share_a_batch_that_three_does_not_divide(dataset):
+    with pytest.raises(ValueError, match="batch_size should be a multiple of the 3 processes, got"):
+        Trainer(small.PRETRAIN, ReplayBuffer.open(dataset), seed=0, device=CPU, team=Team(1, 3))
+
+
+@pytest.mark.slow
+def test_the_error_of_one_process_is_told_by_all(dataset, tmp_path):
     with pytest.raises(AssertionError, match="batch_size should be a multiple of the 3 processes"):
         together(3, str(dataset), str(tmp_path), *SMALL, "crptpro")
 
 
-def test_a_process_that_dies_ends_the_others_and_loses_nothing(dataset, tmp_path):
+@pytest.mark.parametrize("go_on", ["alone", pytest.param("together", marks=SLOW)])
+def test_a_process_that_dies_ends_the_others_and_loses_nothing(dataset, tmp_path, go_on):
     with pytest.raises(AssertionError):
-        together(
-            2,
-            str(dataset),
-            str(tmp_path),
-            "float32",
-            "1e-4",
-            "alternate",
-            "batch",
-            "--die",
-            "crptpro",
-        )
-    checkpoint = torch.load(tmp_path / "crptpro" / "checkpoints" / "pretrain.pt", weights_only=True)
-    assert checkpoint["round"] == 4  # of the last checkpoint before the death, in round 6
-    lines = (tmp_path / "crptpro" / "metrics.jsonl").read_text().splitlines()
-    assert {json.loads(line)["step"] for line in lines} >= {1, 2, 3, 4}
-    together(2, str(dataset), str(tmp_path), *SMALL, "crptpro")
-    assert Encoder.from_pretrained(tmp_path / "crptpro").frozen
+        together(2, str(dataset), str(tmp_path), *SMALL, "--die", "crptpro")
+    run = RunDirectory(tmp_path / "crptpro")
+    # The last checkpoint before the death, in round 6.
+    assert run.load_checkpoint("pretrain")["round"] == 4
+    assert {line["step"] for line in run.metrics()} >= {1, 2, 3, 4}
+    if go_on == "together":
+        together(2, str(dataset), str(tmp_path), *SMALL, "crptpro")
+    else:
+        config = config_of("crptpro", "alternate", "batch", 1e-4)
+        pretrain(config, ReplayBuffer.open(dataset), run, seed=0, progress=False)
+    assert Encoder.from_pretrained(run.path).frozen
+    assert {line["step"] for line in run.metrics()} == set(range(1, 26))
 
 
 @pytest.mark.slow

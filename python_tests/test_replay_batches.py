@@ -228,9 +228,11 @@ next(batches)
 
 
 def test_a_program_may_end_while_batches_are_drawn():
-    for _ in range(3):
-        done = subprocess.run([sys.executable, "-c", _LEFT_OPEN], capture_output=True, text=True)
-        assert (done.returncode, done.stderr) == (0, "")
+    command = [sys.executable, "-c", _LEFT_OPEN]
+    programs = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    for program in programs:
+        _, errors = program.communicate(timeout=60)
+        assert (program.returncode, errors) == (0, "")
 
 
 def test_an_error_reaches_the_loop_and_ends_the_thread():

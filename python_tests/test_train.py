@@ -1,10 +1,7 @@
 import json
-import os
+import multiprocessing
 import random
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -31,24 +28,16 @@ from crpt.stages import (
 )
 from crpt.train import train
 
-HERE = Path(__file__).parent
 CPU = torch.device("cpu")
-
-WHOLE = """
-import sys
-sys.path.insert(0, {tests!r})
-import torch
-torch.set_num_threads(1)
-import dot_env, small
-from crpt.run_directory import RunDirectory
-from crpt.stages import Context
-from crpt.train import train
-train(Context(RunDirectory({path!r}), 0, progress=False, make_env=dot_env.make), small.STAGES)
-"""
 
 
 def context(path: Path, **changes) -> Context:
     return replace(Context(RunDirectory(path), 0, progress=False, make_env=dot_env.make), **changes)
+
+
+def train_whole(path: Path) -> None:
+    torch.set_num_threads(1)
+    train(context(path), small.STAGES)
 
 
 @pytest.fixture(scope="module")
@@ -300,24 +289,40 @@ def test_probes_compare_with_the_encoder_that_training_began_with(finished, monk
     )
 
 
+def test_probes_of_chosen_domains_know_which_were_seen(finished, tmp_path):
+    def probed(*names):
+        config = replace(small.PROBE, domains=names)
+        result = probe_stage(context(tmp_path / "run", encoder=finished[0]), config)
+        return {row["domain"]: row["seen"] for row in result["domains"]}
+
+    assert probed("dot_green", "dot_red") == {"dot_green": False, "dot_red": True}
+    assert probed("dot_blue") == {"dot_blue": True}  # of a dataset that has the others, too
+    assert probed() == {"dot_blue": True, "dot_green": False, "dot_red": True}
+    kept = RunDirectory(tmp_path / "run").read_json("probe.json")
+    assert kept is not None
+    assert len(kept["domains"]) == 2 * 3  # for z and for h
+
+
 def test_kill_9_at_any_moment_and_the_same_command_ends_as_if_never_killed(finished, tmp_path):
     path, _ = finished
-    script = WHOLE.format(tests=str(HERE), path=str(tmp_path))
+    # Forked from a server that has imported everything: what is killed is the run, not an import.
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload([__name__])
+    server.Process(target=time.sleep, args=(0,)).start()
     rng = random.Random(0)
     kills = 0
     for attempt in range(9):
-        process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE)
-        try:
-            # Later each time, so that every stage is hit; on a busy machine the last one runs on.
-            patience = 1.5 + rng.uniform(0, 0.5) + 0.7 * attempt
-            process.wait(timeout=patience if attempt < 8 else None)
-            assert process.returncode == 0, process.stderr.read().decode()
+        process = server.Process(target=train_whole, args=(tmp_path,))
+        process.start()
+        # Later each time, so that every stage is hit; on a busy machine the last one runs on.
+        patience = rng.uniform(0.1, 0.4) + 0.3 * attempt
+        process.join(patience if attempt < 8 else None)
+        if not process.is_alive():
+            assert process.exitcode == 0
             break
-        except subprocess.TimeoutExpired:
-            os.kill(process.pid, signal.SIGKILL)
-            process.wait()
-            kills += 1
-            time.sleep(0.05)
+        process.kill()
+        process.join()
+        kills += 1
     else:
         pytest.fail("never finished")
     assert kills > 0

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from crpt.ops import arguments, checks
-from crpt.ops.autograd import fake, not_differentiable
+from crpt.ops.autograd import call, fake, not_differentiable
 
 
 def frame_stack(
@@ -55,7 +55,7 @@ def frame_stack(
         raise TypeError(f"dtype should be a torch.dtype, got {type(dtype).__name__}")
     pad = arguments.integer("pad", pad)
     if out is None:
-        return torch.ops.crpt.frame_stack(frames, index, shifts, pad, dtype)
+        return call("frame_stack", frames, index, shifts, pad, dtype)
     arguments.tensor("out", out)
     if out.dtype != dtype:
         raise TypeError(f"out should be {dtype} like the argument dtype, got {out.dtype}")

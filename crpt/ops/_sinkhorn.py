@@ -7,7 +7,7 @@ from torch import Tensor
 
 from crpt.ops import arguments, checks
 from crpt.ops._sinkhorn_group import sinkhorn_group
-from crpt.ops.autograd import fake, not_differentiable
+from crpt.ops.autograd import call, fake, not_differentiable
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -68,7 +68,7 @@ def sinkhorn(
         checks.sinkhorn_group(scores, temperature, iterations)
         if group.size() > 1 or scores.shape[-2] == 0:
             return sinkhorn_group(scores, temperature, iterations, group)
-    return torch.ops.crpt.sinkhorn(scores, temperature, iterations)
+    return call("sinkhorn", scores, temperature, iterations)
 
 
 @fake("sinkhorn")

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from crpt.ops.direct import kernel_for
 from crpt.ops.schemas import LIBRARY
 
 _C: Any = torch._C
@@ -17,6 +18,7 @@ _any_requires_grad: Callable[..., bool] = getattr(
 # torch.func.vmap of 2.6 knows no gradient that is None; that of 2.13 does.
 _MATERIALIZES = torch.__version__ < "2.13"
 _FUNCTIONS: dict[str, type[torch.autograd.Function]] = {}
+_APPLY: dict[str, Callable[..., Any]] = {}
 
 
 def fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -57,27 +59,29 @@ def _register(
     """torch.library.register_autograd for schemas without default values, 20 us a call faster: that
     one looks for default values in the schema each time."""
 
-    def below(keyset: Any, args: tuple[Any, ...]) -> Any:
-        with _C._AutoDispatchBelowAutograd():
-            return operator.redispatch(keyset & _C._after_autograd_keyset, *args)
-
     def forward(ctx: Any, *args: Any) -> Any:
-        *inputs, keyset = args
-        output = below(keyset, tuple(inputs))
+        *inputs, compute = args
+        output = compute(*inputs)
         setup(ctx, tuple(inputs), output)
         return output
 
-    def backward_and_keyset(ctx: Any, *grads: Any) -> Any:
+    def backward_and_compute(ctx: Any, *grads: Any) -> Any:
         result = backward(ctx, *grads)
         return (*result, None) if isinstance(result, tuple) else (result, None)
 
-    body = {"forward": staticmethod(forward), "backward": staticmethod(backward_and_keyset)}
+    body = {"forward": staticmethod(forward), "backward": staticmethod(backward_and_compute)}
     function: Any = type(f"crpt_{name}", (torch.autograd.Function,), body)
+    # What Function.apply calls where no transform of torch.func is active.
+    _APPLY[name] = super(torch.autograd.Function, function).apply
 
     def kernel(keyset: Any, *args: Any) -> Any:
+        def below(*inputs: Any) -> Any:
+            with _C._AutoDispatchBelowAutograd():
+                return operator.redispatch(keyset & _C._after_autograd_keyset, *inputs)
+
         if torch.is_grad_enabled() and _any_requires_grad(*args):
-            return function.apply(*args, keyset)
-        return below(keyset, args)
+            return function.apply(*args, below)
+        return below(*args)
 
     LIBRARY.impl(name, kernel, "Autograd", with_keyset=True)
 
@@ -87,10 +91,17 @@ def call(name: str, *args: Any) -> Any:
 
     There torch refuses the gradients that are registered with an operator, and takes those of a
     Function; which in turn torch.compile refuses, so that compiled graphs know no gradients of
-    torch.func.
+    torch.func. Plain calls reach their kernel directly.
     """
-    if in_transform():
-        return _FUNCTIONS[name].apply(*args)
+    if not torch.compiler.is_compiling():
+        kernel = kernel_for(name, args)
+        if kernel is not None:
+            if torch.is_grad_enabled() and _any_requires_grad(*args) and name in _APPLY:
+                return _APPLY[name](*args, kernel)
+            with _C._AutoDispatchBelowAutograd():
+                return kernel(*args)
+        if name in _FUNCTIONS and in_transform():
+            return _FUNCTIONS[name].apply(*args)
     operator = getattr(torch.ops.crpt, name)
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return operator(*args)

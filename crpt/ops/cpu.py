@@ -6,18 +6,18 @@ torch.set_float32_matmul_precision.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from crpt.ops import checks, cpu_memory
+from crpt.ops import checks, cpu_memory, direct
 from crpt.ops.checks import compute_dtype
 from crpt.ops.compiled import _cpu
-from crpt.ops.gemm import add_matmul, matmul, scaled
+from crpt.ops.gemm import matmul, scaled
 from crpt.ops.layout import pixel_planes
-from crpt.ops.schemas import LIBRARY
 
 # The kernels' DType, by index.
 _DTYPE = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
@@ -25,18 +25,26 @@ _DTYPE = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 
 _DOTS_PER_BLOCK = 1 << 20
 
 
-def _impl(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    def register(function: Callable[..., Any]) -> Callable[..., Any]:
-        LIBRARY.impl(name, function, "CPU")
-        return function
+_impl = functools.partial(direct.kernel, device="cpu")
 
-    return register
+
+def _contiguous(x: Tensor) -> Tensor:
+    return x if x.is_contiguous() else x.contiguous()
+
+
+def _to(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x if x.dtype == dtype else x.to(dtype)
+
+
+def _empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """On the CPU whatever torch's default device is: modes do not reach into operators."""
+    return torch.empty(shape, dtype=dtype)
 
 
 @_impl("sinkhorn")
 def sinkhorn_cpu(scores: Tensor, temperature: float, iterations: int) -> Tensor:
     checks.sinkhorn(scores, temperature, iterations)
-    scores = scores.contiguous()  # [..., B, M]
+    scores = _contiguous(scores)  # [..., B, M]
     codes = cpu_memory.new_empty(scores, scores.shape)
     b, m = scores.shape[-2:]
     _cpu.sinkhorn(
@@ -46,25 +54,20 @@ def sinkhorn_cpu(scores: Tensor, temperature: float, iterations: int) -> Tensor:
     return codes
 
 
-def _row_normalize(rows: Tensor) -> tuple[Tensor, Tensor]:
-    rows = rows.contiguous()  # [..., R, D]
-    compute = compute_dtype(rows.dtype)
-    unit = rows.new_empty(rows.shape, dtype=compute)
-    norm = torch.empty(rows.shape[:-1], dtype=compute)
-    _cpu.row_normalize(
-        rows.data_ptr(), unit.data_ptr(), norm.data_ptr(), _DTYPE[rows.dtype], norm.numel(),
-        rows.shape[-1], torch.get_num_threads(),
-    )  # fmt: skip
-    return unit, norm
-
-
 @_impl("prototype_similarity")
 def prototype_similarity_cpu(embeddings: Tensor, prototypes: Tensor) -> tuple[Tensor, ...]:
     checks.prototype_similarity(embeddings, prototypes)
-    unit_e, norm_e = _row_normalize(embeddings)
-    unit_c, norm_c = _row_normalize(prototypes)
-    similarity = matmul(unit_e, unit_c.mT).to(embeddings.dtype)
-    return similarity, unit_e, unit_c, norm_e, norm_c
+    dtype, compute = embeddings.dtype, compute_dtype(embeddings.dtype)
+    e, c = _contiguous(embeddings), _contiguous(prototypes)  # [..., B, D], [..., M, D]
+    unit_e, norm_e = _empty(e.shape, compute), _empty(e.shape[:-1], compute)
+    unit_c, norm_c = _empty(c.shape, compute), _empty(c.shape[:-1], compute)
+    _cpu.row_normalize_both(
+        e.data_ptr(), unit_e.data_ptr(), norm_e.data_ptr(), norm_e.numel(), c.data_ptr(),
+        unit_c.data_ptr(), norm_c.data_ptr(), norm_c.numel(), _DTYPE[dtype], e.shape[-1],
+        torch.get_num_threads(),
+    )  # fmt: skip
+    similarity = matmul(unit_e, unit_c.mT)
+    return _to(similarity, dtype), unit_e, unit_c, norm_e, norm_c
 
 
 @_impl("prototype_similarity_backward")
@@ -77,8 +80,8 @@ def prototype_similarity_backward_cpu(
 
 
 def _row_normalize_backward(grad_unit: Tensor, unit: Tensor, norm: Tensor) -> Tensor:
-    grad_unit, unit, norm = grad_unit.contiguous(), unit.contiguous(), norm.contiguous()
-    grad_rows = unit.new_empty(unit.shape)
+    grad_unit, unit, norm = _contiguous(grad_unit), _contiguous(unit), _contiguous(norm)
+    grad_rows = _empty(unit.shape, unit.dtype)
     _cpu.row_normalize_backward(
         grad_unit.data_ptr(), unit.data_ptr(), norm.data_ptr(), grad_rows.data_ptr(),
         _DTYPE[unit.dtype], norm.numel(), unit.shape[-1], torch.get_num_threads(),
@@ -91,10 +94,9 @@ def prototype_loss_cpu(
     scores: Tensor, codes: Tensor, temperature: float, of_scores: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     checks.prototype_loss(scores, codes, temperature)
-    scores, codes = scores.contiguous(), codes.contiguous()  # [..., B, M]
+    scores, codes = _contiguous(scores), _contiguous(codes)  # [..., B, M]
     compute, (*leading, b, m) = compute_dtype(scores.dtype), scores.shape
-    loss = scores.new_empty(leading)
-    logsumexp = scores.new_empty((*leading, b), dtype=compute)
+    loss, logsumexp = _empty(leading, scores.dtype), _empty((*leading, b), compute)
     grad_scores = cpu_memory.new_empty(
         scores, scores.shape if of_scores else (*leading, 0), compute
     )
@@ -150,22 +152,23 @@ def prototype_loss_backward_codes_cpu(
 @_impl("intrinsic_loss")
 def intrinsic_loss_cpu(prototypes: Tensor, offset: float) -> tuple[Tensor, Tensor]:
     checks.intrinsic_loss(prototypes, offset)
-    c = prototypes.to(compute_dtype(prototypes.dtype))  # [..., M, D]
-    weights = matmul(c, c.mT).contiguous()  # s, until the kernel has read it
-    loss = c.new_empty(c.shape[:-2])
+    c = _to(prototypes, compute_dtype(prototypes.dtype))  # [..., M, D]
+    weights = _contiguous(matmul(c, c.mT))  # s, until the kernel has read it
+    loss = _empty(c.shape[:-2], c.dtype)
     _cpu.intrinsic_loss(
         weights.data_ptr(), loss.data_ptr(), _DTYPE[c.dtype], loss.numel(), c.shape[-2], offset,
         torch.get_num_threads(),
     )  # fmt: skip
-    return loss.to(prototypes.dtype), weights
+    return _to(loss, prototypes.dtype), weights
 
 
 @_impl("intrinsic_loss_backward")
 def intrinsic_loss_backward_cpu(grad: Tensor, prototypes: Tensor, weights: Tensor) -> Tensor:
     checks.intrinsic_loss_backward(grad, prototypes, weights)
-    c = prototypes.to(weights.dtype)
-    scale = grad.to(weights.dtype)[..., None, None]
-    return matmul(weights, c).mul_(scale).to(prototypes.dtype)
+    scale = _to(grad, weights.dtype)
+    scale = scale if scale.dim() == 0 else scale[..., None, None]
+    product = matmul(weights, _to(prototypes, weights.dtype))
+    return _to(product.mul_(scale), prototypes.dtype)
 
 
 @_impl("prototype_objective")
@@ -182,38 +185,32 @@ def prototype_objective_cpu(
     checks.prototype_objective(embeddings, prototypes, codes, temperature, intrinsic_weight, offset)
     dtype, compute = embeddings.dtype, compute_dtype(embeddings.dtype)
     (*leading, b, d), m = embeddings.shape, prototypes.shape[-2]
-    embeddings, prototypes = embeddings.contiguous(), prototypes.contiguous()
-    codes = codes.to(compute).contiguous()
-    rows = embeddings.new_empty((*leading, b + m, d), dtype=compute)
-    norm = embeddings.new_empty((*leading, b), dtype=compute)
+    embeddings, prototypes = _contiguous(embeddings), _contiguous(prototypes)
+    codes = _contiguous(_to(codes, compute))
+    rows, norm = _empty((*leading, b + m, d), compute), _empty((*leading, b), compute)
     threads = torch.get_num_threads()
     _cpu.prototype_objective_rows(
         embeddings.data_ptr(), prototypes.data_ptr(), rows.data_ptr(), norm.data_ptr(),
         _DTYPE[dtype], norm.numel() // b, b, m, d, threads,
     )  # fmt: skip
-    s, c = rows.split((b, m), -2)
-    products = matmul(rows, c.mT).contiguous()  # [..., B + M, M]: s C^T, and below it C C^T
-    loss, comparison, intrinsic = (embeddings.new_empty(leading) for _ in range(3))
+    c = rows.narrow(-2, b, m)
+    products = _contiguous(matmul(rows, c.mT))  # [..., B + M, M]: s C^T, and below it C C^T
+    loss, comparison, intrinsic = (_empty(leading, dtype) for _ in range(3))
     _cpu.prototype_objective(
         products.data_ptr(), codes.data_ptr(), loss.data_ptr(), comparison.data_ptr(),
         intrinsic.data_ptr(), _DTYPE[dtype], loss.numel(), b, m, temperature, intrinsic_weight,
         offset, threads,
     )  # fmt: skip
-    # The kernel has written gradients over the products, those of C C^T times w.
-    grad_scores, weights = products.split((b, m), -2)
-    if of_embeddings and of_prototypes:
-        grad_rows, from_weights = matmul(products, c).split((b, m), -2)
-    else:
-        grad_rows = matmul(grad_scores, c) if of_embeddings else None
-        from_weights = matmul(weights, c) if of_prototypes else None
-    none = (*leading, 0)
-    return (
-        loss,
-        comparison,
-        intrinsic,
-        c.new_empty(none) if grad_rows is None else _row_normalize_backward(grad_rows, s, norm),
-        c.new_empty(none) if from_weights is None else add_matmul(from_weights, grad_scores.mT, s),
-    )
+    # In the place of the products now are G, the gradient of s C^T, and below it w W.
+    grad_e = grad_c = _empty((*leading, 0), compute)
+    if of_embeddings:
+        grad_s = matmul(products.narrow(-2, 0, b), c)
+        grad_e = _row_normalize_backward(grad_s, rows.narrow(-2, 0, b), norm)
+    if of_prototypes:
+        grad_c = matmul(products.mT, rows)  # G^T s + w W^T C
+    if grad_e is grad_c:
+        grad_c = _empty((*leading, 0), compute)
+    return loss, comparison, intrinsic, grad_e, grad_c
 
 
 @_impl("prototype_objective_backward")

@@ -2,7 +2,7 @@
 
 torch's allocator has results of 32 MiB and more mapped afresh each time, page by page as they are
 written: for a batch of float32 images that takes several times as long as computing it. So results
-of 16 MiB and more of random_shift, frame_stack, sinkhorn and prototype_loss's gradient lie in huge
+of 4 MiB and more of random_shift, frame_stack, sinkhorn and prototype_loss's gradient lie in huge
 pages that are used again. Nobody needs to
 know, but for two things: up to `cache_limit` bytes stay with the process while no tensor uses them,
 and the storage of such a result cannot be resized (as that of torch.from_numpy cannot).
@@ -24,7 +24,7 @@ from crpt.ops.compiled import _cpu
 
 # Bytes. glibc maps all afresh from 32 MiB on, and gives smaller blocks back to the system now and
 # then.
-_WORTH_KEEPING = 16 << 20
+_WORTH_KEEPING = 4 << 20
 
 
 def cache_limit() -> int:

@@ -16,11 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crpt.ops import checks
+from crpt.ops import checks, direct
 from crpt.ops.checks import compute_dtype
 from crpt.ops.gemm import matmul, scaled
 from crpt.ops.layout import pixel_planes
-from crpt.ops.schemas import LIBRARY
 
 
 def _load() -> Any:
@@ -51,12 +50,7 @@ _SQUARES_PER_BLOCK = 1 << 24
 
 
 def _impl(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    def register(function: Callable[..., Any]) -> Callable[..., Any]:
-        if AVAILABLE:
-            LIBRARY.impl(name, function, "CUDA")
-        return function
-
-    return register
+    return direct.kernel(name, "cuda") if AVAILABLE else lambda function: function
 
 
 def _stream(device: torch.device) -> tuple[int, int]:

@@ -61,14 +61,23 @@ void sinkhorn(Address scores, Address codes, int dtype, int64_t problems, int64_
                   .threads = threads});
 }
 
-void row_normalize(Address rows, Address unit, Address norm, int dtype, int64_t count, int64_t dim,
-                   int threads) {
+// Two matrices of rows of one length, since that is what a similarity is of.
+void row_normalize_both(Address rows, Address unit, Address norm, int64_t count, Address rows2,
+                        Address unit2, Address norm2, int64_t count2, int dtype, int64_t dim,
+                        int threads) {
   py::gil_scoped_release nogil;
   crpt::row_normalize({.rows = at(rows),
                        .unit = at(unit),
                        .norm = at(norm),
                        .dtype = DType(dtype),
                        .count = count,
+                       .dim = dim,
+                       .threads = threads});
+  crpt::row_normalize({.rows = at(rows2),
+                       .unit = at(unit2),
+                       .norm = at(norm2),
+                       .dtype = DType(dtype),
+                       .count = count2,
                        .dim = dim,
                        .threads = threads});
 }
@@ -391,7 +400,7 @@ PYBIND11_MODULE(_cpu, module) {
   module.attr("isa") = crpt::isa_name(crpt::isa());
   module.attr("avx512_hidden_from_mkl") = crpt::avx512_hidden_from_mkl();
   module.def("sinkhorn", &sinkhorn);
-  module.def("row_normalize", &row_normalize);
+  module.def("row_normalize_both", &row_normalize_both);
   module.def("row_normalize_backward", &row_normalize_backward);
   module.def("prototype_loss", &prototype_loss);
   module.def("prototype_objective_rows", &prototype_objective_rows);

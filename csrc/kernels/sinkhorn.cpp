@@ -6,7 +6,8 @@ namespace crpt::CRPT_ISA {
 namespace {
 
 // Wider scores than this (in units of the temperature) are iterated on in log space. exp(-40) is
-// far above the smallest float, and the scaling factors stay within exp(40) of each other.
+// far above the smallest float, sums of exp(40) are far below the largest, and the scaling factors
+// stay within exp(40) of each other.
 constexpr double kFastRange = 40.0;
 template <typename T>
 struct Problem {
@@ -24,20 +25,26 @@ struct Problem {
   int threads;
 };
 
+// K = exp((scores - some score) / T), whose sums over the chunks become partial. Reads the scores
+// once: which score it is matters to nobody if all of them lie within kFastRange.
 template <typename T>
-Range<Compute<T>> score_range(const Problem<T>& p, const Chunks& chunks) {
+Range<Compute<T>> fill_kernel(const Problem<T>& p, const Chunks& chunks) {
   using A = Compute<T>;
+  const int64_t M = p.M;
+  const A middle = row_max(p.scores, M), inverse = A(1) / p.temperature;
   parallel_for(chunks.count, p.threads, [&](int64_t chunk) {
-    const int64_t begin = chunks.begin(chunk) * p.M, end = chunks.end(chunk) * p.M;
-    p.ranges[chunk] = range_of<T, A>(p.scores + begin, end - begin);
+    A* partial = p.partial + chunk * M;
+    fill(partial, A(0), M);
+    Range<A> range = {static_cast<A>(__builtin_huge_val()), -static_cast<A>(__builtin_huge_val()),
+                      false};
+    for (int64_t b = chunks.begin(chunk); b < chunks.end(chunk); ++b) {
+      range =
+          joined(range, exp_row(p.scores + b * M, middle, inverse, p.kernel + b * M, partial, M));
+    }
+    p.ranges[chunk] = range;
   });
   Range<A> all = p.ranges[0];
-  for (int64_t chunk = 1; chunk < chunks.count; ++chunk) {
-    const Range<A> range = p.ranges[chunk];
-    all.low = range.low < all.low ? range.low : all.low;
-    all.high = range.high > all.high ? range.high : all.high;
-    all.has_nan = all.has_nan || range.has_nan;
-  }
+  for (int64_t chunk = 1; chunk < chunks.count; ++chunk) all = joined(all, p.ranges[chunk]);
   return all;
 }
 
@@ -60,17 +67,9 @@ void sum_partials(const Problem<T>& p, const Chunks& chunks) {
 // q_bm = v_b K_bm u_m with K stored once. An iteration is one pass over K: while a row is in the
 // cache it gives v_b and then its share of the next u.
 template <typename T>
-void solve_scaled(const Problem<T>& p, const Chunks& chunks, Compute<T> top) {
+void solve_scaled(const Problem<T>& p, const Chunks& chunks) {
   using A = Compute<T>;
   const int64_t M = p.M;
-  const A inverse = A(1) / p.temperature;
-  parallel_for(chunks.count, p.threads, [&](int64_t chunk) {
-    A* partial = p.partial + chunk * M;
-    fill(partial, A(0), M);
-    for (int64_t b = chunks.begin(chunk); b < chunks.end(chunk); ++b) {
-      exp_row(p.scores + b * M, top, inverse, p.kernel + b * M, partial, M);
-    }
-  });
   A* u = p.column;
   fill(u, A(1), M);
   for (int64_t iteration = 0; iteration < p.iterations; ++iteration) {
@@ -80,19 +79,14 @@ void solve_scaled(const Problem<T>& p, const Chunks& chunks, Compute<T> top) {
     parallel_for(chunks.count, p.threads, [&](int64_t chunk) {
       A* partial = p.partial + chunk * M;
       fill(partial, A(0), M);
-      for (int64_t b = chunks.begin(chunk); b < chunks.end(chunk); ++b) {
-        scale_row(p.kernel + b * M, u, p.B, partial, M);
-      }
+      const int64_t begin = chunks.begin(chunk);
+      scale_rows(p.kernel + begin * M, u, chunks.end(chunk) - begin, p.B, partial, M);
     });
   }
   // The last v_b and the closing normalisation are one: each sample's codes sum to 1.
   parallel_for(chunks.count, p.threads, [&](int64_t chunk) {
-    for (int64_t b = chunks.begin(chunk); b < chunks.end(chunk); ++b) {
-      A* row = p.kernel + b * M;
-      const double sum =
-          blocked_sum(M, [&](int64_t m, int64_t n) { return apply_columns(row + m, u + m, n); });
-      write_codes(row, static_cast<A>(1 / sum), p.codes + b * M, M);
-    }
+    const int64_t begin = chunks.begin(chunk), rows = chunks.end(chunk) - begin;
+    close_rows(p.kernel + begin * M, u, rows, p.codes + begin * M, M);
   });
 }
 
@@ -160,12 +154,12 @@ template <typename T>
 void solve(const Problem<T>& p) {
   using A = Compute<T>;
   const Chunks chunks(p.B);
-  const Range<A> range = score_range(p, chunks);
-  // The fast path multiplies by 1 / T, which overflows for the smallest T.
+  const Range<A> range = fill_kernel(p, chunks);
+  // 1 / T overflows for the smallest T.
   const bool finite = A(1) / p.temperature < static_cast<A>(__builtin_huge_val());
   if (!range.has_nan && finite &&
       (range.high - range.low) / p.temperature <= static_cast<A>(kFastRange)) {
-    return solve_scaled(p, chunks, range.high);
+    return solve_scaled(p, chunks);
   }
   const A lowest =
       sizeof(A) == 8 ? static_cast<A>(-1.7976931348623157e308) : static_cast<A>(-3.40282347e38f);

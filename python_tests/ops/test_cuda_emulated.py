@@ -37,7 +37,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from crpt import ops
 from crpt.byte_encoder import project_bytes
 from crpt.encoder import Encoder, EncoderConfig
-from crpt.ops import conv_cuda, conv_features, cuda, reference
+from crpt.ops import conv_cuda, conv_features, cuda, direct, reference
 from crpt.ops.schemas import SCHEMAS
 
 EMULATION = Path(__file__).parents[2] / "cpp_tests" / "cuda_emulation"
@@ -155,6 +155,34 @@ def test_gradients_match_the_twin(sample: Sample, dtype: torch.dtype) -> None:
     exact = gradients(sample.twin, exact_args, kwargs, weight)
     for g, t, e in zip(got, twin, exact, strict=True):
         assert_within_budget(g, t, e)
+
+
+@samples
+def test_past_the_dispatcher_the_same_is_computed(
+    sample: Sample, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As plain calls go on a GPU (crpt.ops.direct)."""
+    args, kwargs = sample.arguments(torch.float32, requires_grad=sample.differentiable)
+    weight = torch.randn_like(sample.twin(*args, **kwargs).float())
+    with OnEmulatedDevice():
+        expected = sample.function(*args, **kwargs)
+        if sample.differentiable:
+            expected_gradients = gradients(sample.function, args, kwargs, weight)
+    called = []
+    for name in direct._KERNELS["cpu"]:
+
+        def kernel(*inputs: Any, name: str = name) -> Any:
+            called.append(name)
+            return getattr(cuda, f"{name}_cuda")(*inputs)
+
+        monkeypatch.setitem(direct._KERNELS["cpu"], name, kernel)
+    assert torch.equal(sample.function(*args, **kwargs), expected)
+    assert called == ([] if "out" in kwargs else [sample.operator])
+    if sample.differentiable:
+        got = gradients(sample.function, args, kwargs, weight)
+        for a, b in zip(got, expected_gradients, strict=True):
+            assert torch.equal(a, b)
+        assert len(called) >= 3
 
 
 @differentiable

@@ -100,7 +100,7 @@ def test_kernels_release_the_gil(other_thread: list[int], monkeypatch: pytest.Mo
     for sample in LARGE:
         run(sample)
     assert {s.operator for s in LARGE} - set(WITH_GEMM) <= watched.seen
-    assert {"row_normalize", "intrinsic_loss", "prototype_objective"} <= watched.seen
+    assert {"row_normalize_both", "intrinsic_loss", "prototype_objective"} <= watched.seen
 
 
 @large
