@@ -95,14 +95,15 @@ inline void pass_relu(const BFloat16* given, Elements& grad) {
   grad &= x > 0;  // as of bf16
 }
 
-// Even and odd columns apart.
-inline void part_columns(const uint32_t* row, int64_t pitch, uint16_t* __restrict even,
+// Even and odd columns apart, and behind the last one zeros for a pair that begins in it.
+inline void part_columns(const uint32_t* pairs, int64_t count, uint16_t* __restrict even,
                          uint16_t* __restrict odd) {
 #pragma omp simd
-  for (int64_t i = 0; i < pitch; ++i) {
-    even[i] = static_cast<uint16_t>(row[i]);
-    odd[i] = static_cast<uint16_t>(row[i] >> 16);
+  for (int64_t i = 0; i < count; ++i) {
+    even[i] = static_cast<uint16_t>(pairs[i]);
+    odd[i] = static_cast<uint16_t>(pairs[i] >> 16);
   }
+  for (int64_t i = count; i < count + 2; ++i) even[i] = odd[i] = 0;
 }
 
 struct Workspace {
@@ -279,9 +280,7 @@ class Backward {
       band.read(image, y, rows);
       pair_gradients(grad + y * padded_row(width_), width_, rows, work.out, bias);
       for (int64_t c = 0; c < a_.channels; ++c) {
-        for (int64_t r = 0; r <= 2 * rows; ++r) {
-          part_columns(band.row(c, r), pitch, work.even + r * pitch, work.odd + r * pitch);
-        }
+        part_columns(band.row(c, 0), (2 * rows + 1) * pitch, work.even, work.odd);
         pixel_weight_tile(work.even, work.odd, pitch, work.out, 2 * pairs, rows, pairs,
                           sums + c * 9 * kConvChannels);
       }

@@ -73,11 +73,18 @@ inline void pixel_tile(const uint32_t* in, int64_t pitch, int64_t in_channel,
   for (int p = 0; p < P; ++p) finish(x + p, low[p], high[p]);
 }
 
-// (row 0's, row 1's) of each even column.
-inline void pair_columns(const uint32_t* first, const uint32_t* second, int64_t count,
-                         uint32_t* __restrict out) {
-#pragma omp simd
-  for (int64_t i = 0; i < count; ++i) out[i] = (first[i] & 0xFFFFu) | second[i] << 16;
+// (row 0's, row 1's) of each even column; whole vectors of them, to `pitch`, more than there are.
+inline int64_t columns_pitch(int64_t width) {
+  return (pixel_pitch(width) + kLanes - 1) / kLanes * kLanes;
+}
+inline void pair_columns(const uint32_t* first, const uint32_t* second, int64_t pitch,
+                         uint32_t* out) {
+  for (int64_t i = 0; i < pitch; i += kLanes) {
+    Pairs even, odd;
+    load(first + i, even);
+    load(second + i, odd);
+    store((even & 0xFFFFu) | odd << 16, out + i);
+  }
 }
 
 struct Workspace {
@@ -105,8 +112,7 @@ class Forward {
   }
 
   int64_t workspace() const {
-    const int64_t pitch = pixel_pitch(a_.width);
-    return PixelBand::size(a_.channels, a_.width) + a_.channels * kBandRows * pitch +
+    return PixelBand::size(a_.channels, a_.width) + a_.channels * columns_pitch(a_.width) +
            2 * image(0) / 2;
   }
   // Elements of a layer's result for one image.
@@ -119,7 +125,7 @@ class Forward {
     work.pairs = memory;
     work.columns = work.pairs + PixelBand::size(a_.channels, a_.width);
     work.between[0] =
-        reinterpret_cast<BFloat16*>(work.columns + a_.channels * kBandRows * pixel_pitch(a_.width));
+        reinterpret_cast<BFloat16*>(work.columns + a_.channels * columns_pitch(a_.width));
     work.between[1] = work.between[0] + image(0);
     const BFloat16* in = nullptr;
     for (int64_t l = 0; l < a_.layer_count; ++l) {
@@ -137,21 +143,21 @@ class Forward {
  private:
   void first(const uint8_t* image, const Workspace& work, BFloat16* out) const {
     const int64_t height = conv_size(a_.height, 0), width = conv_size(a_.width, 0);
-    const int64_t pitch = pixel_pitch(a_.width);
+    const int64_t pitch = pixel_pitch(a_.width), columns = columns_pitch(a_.width);
     PixelBand band(work.pairs, a_.channels, a_.height, a_.width);
     for (int64_t y = 0; y < height; y += kBandRows) {
       const int64_t rows = height - y < kBandRows ? height - y : kBandRows;
       band.read(image, y, rows);
       for (int64_t r = 0; r < rows; ++r) {
         for (int64_t c = 0; c < a_.channels; ++c) {
-          pair_columns(band.row(c, 2 * r), band.row(c, 2 * r + 1), width + 1,
-                       work.columns + c * pitch);
+          pair_columns(band.row(c, 2 * r), band.row(c, 2 * r + 1), columns,
+                       work.columns + c * columns);
         }
         const Relu relu{out + (y + r) * width * kPixel};
         const uint32_t* in = band.row(0, 2 * r);
         for_tiles(width, [&](auto tile, int64_t x) {
           pixel_tile<decltype(tile)::size>(in, pitch, (2 * kBandRows + 1) * pitch, work.columns,
-                                           pitch, a_.channels, pixels_.get(), begins_.get()[0], x,
+                                           columns, a_.channels, pixels_.get(), begins_.get()[0], x,
                                            relu);
         });
       }

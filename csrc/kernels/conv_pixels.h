@@ -9,9 +9,9 @@ namespace {
 
 constexpr int64_t kBandRows = 4;  // of results; what belongs to them fits the first-level cache
 
-// Pairs of neighbours in a row of an image, the last one's partner 0 where the width is odd, and as
-// many zeros behind as a vector has.
-inline int64_t pixel_pitch(int64_t width) { return (width + 1) / 2 + kLanes; }
+// Pairs of neighbours in a row of an image, the last one's partner 0 where the width is odd. Rows
+// follow each other without a gap, so that all of them are converted in one go where it is even.
+inline int64_t pixel_pitch(int64_t width) { return (width + 1) / 2; }
 
 // The rows of images that a band of results needs, [channel, row, pitch].
 class PixelBand {
@@ -19,14 +19,21 @@ class PixelBand {
   PixelBand(uint32_t* pairs, int64_t channels, int64_t height, int64_t width)
       : pairs_(pairs), channels_(channels), height_(height), width_(width) {}
 
+  // With room for a vector that begins in the last row.
   static int64_t size(int64_t channels, int64_t width) {
-    return channels * (2 * kBandRows + 1) * pixel_pitch(width);
+    return channels * (2 * kBandRows + 1) * pixel_pitch(width) + kLanes;
   }
   // For results in rows [begin, begin + rows).
   void read(const uint8_t* image, int64_t begin, int64_t rows) {
     for (int64_t c = 0; c < channels_; ++c) {
+      const uint8_t* from = image + (c * height_ + 2 * begin) * width_;
+      if (width_ % 2 == 0) {
+        widen_bytes(from, (2 * rows + 1) * width_, row(c, 0));
+        continue;
+      }
       for (int64_t r = 0; r <= 2 * rows; ++r) {
-        widen_bytes(image + (c * height_ + 2 * begin + r) * width_, row(c, r));
+        widen_bytes(from + r * width_, width_, row(c, r));
+        row(c, r)[width_ / 2] &= 0xFFFFu;
       }
     }
   }
@@ -35,12 +42,8 @@ class PixelBand {
   }
 
  private:
-  void widen_bytes(const uint8_t* from, uint32_t* row) const {
-    memset(row + width_ / 2, 0, (pixel_pitch(width_) - width_ / 2) * sizeof(uint32_t));
-    uint16_t* to = reinterpret_cast<uint16_t*>(row);
-    convert(from, width_, to);
-  }
-  static void convert(const uint8_t* from, int64_t count, uint16_t* __restrict to) {
+  static void widen_bytes(const uint8_t* from, int64_t count, uint32_t* pairs) {
+    uint16_t* __restrict to = reinterpret_cast<uint16_t*>(pairs);
 #pragma omp simd
     for (int64_t i = 0; i < count; ++i) {
       to[i] =
