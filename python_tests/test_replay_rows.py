@@ -67,3 +67,9 @@ def test_rows_that_are_found_by_listing_all_there_are():
 def test_rows_that_are_none_are_named(rows):
     with pytest.raises(ValueError, match=r"rows should be slice\(start, stop\) with .* <= 11, got"):
         filled(None).sample("toy", 11, rows=rows)
+
+
+@pytest.mark.parametrize("rows", [(0, 3), 3, range(3)])
+def test_rows_that_are_no_slice_are_named(rows):
+    with pytest.raises(TypeError, match=r"rows should be a slice, got (tuple|int|range)"):
+        filled(None).sample("toy", 11, rows=rows)

@@ -45,13 +45,15 @@ def usable(convolutions: nn.Sequential, image_size: int, device: torch.device) -
     channels, ReLU after each, the first of stride 2, the others of stride 1."""
     layers = [layer for layer in convolutions if isinstance(layer, nn.Conv2d)]
     return (
-        len(convolutions) == 2 * len(layers)
+        0 < 2 * len(layers) == len(convolutions)
         and all(isinstance(layer, nn.ReLU) for layer in list(convolutions)[1::2])
         and all(
             layer.out_channels == 32
             and layer.kernel_size == (3, 3)
             and layer.stride == ((2, 2) if i == 0 else (1, 1))
             and layer.padding == (0, 0)
+            and layer.dilation == (1, 1)
+            and layer.groups == 1
             and layer.bias is not None
             and layer.weight.dtype == torch.float32
             for i, layer in enumerate(layers)
@@ -72,15 +74,36 @@ def conv_features(images: Tensor, convolutions: nn.Sequential) -> Tensor:
     float32, and deterministic: on a CPU for any number of threads.
 
     Args:
-        images: uint8 [B, C, H, W], contiguous.
+        images: uint8 [B, C, H, W].
         convolutions: layers that are `usable`; on a CPU without units for bf16 slow, but the same.
 
     Returns:
-        bfloat16 [B, H', W', 32].
+        bfloat16 [B, H', W', 32]. Differentiable once.
+
+    Raises:
+        TypeError: dtype.
+        ValueError: shape or device.
     """
-    parameters = [p for layer in list(convolutions)[::2] for p in (layer.weight, layer.bias)]
-    out: Tensor = _Features.apply(images, *parameters)  # type: ignore[no-untyped-call]
+    parameters: list[Any] = [
+        p for layer in list(convolutions)[::2] for p in (layer.weight, layer.bias)
+    ]
+    _check(images, parameters[0], len(parameters) // 2)
+    out: Tensor = _Features.apply(images.contiguous(), *parameters)  # type: ignore[no-untyped-call]
     return out
+
+
+def _check(images: Tensor, weight: Tensor, layers: int) -> None:
+    """The kernels take addresses and sizes as they come."""
+    if images.dtype != torch.uint8:
+        raise TypeError(f"images should be uint8, got {images.dtype}")
+    channels, least = weight.shape[1], 4 * layers - 1
+    shape = list(images.shape)
+    if len(shape) != 4 or shape[1] != channels or min(shape[2:]) < least:
+        raise ValueError(
+            f"images should be [B, {channels}, H, W] with H, W >= {least}, got {shape}"
+        )
+    if images.device != weight.device:
+        raise ValueError(f"images should be on {weight.device}, got {images.device}")
 
 
 def channels_last_columns(weight: Tensor, channels: int) -> Tensor:
@@ -99,7 +122,8 @@ class _Reordered(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         rows = grad.shape[1] // ctx.channels
-        return _kernels(grad.device).reorder(grad.contiguous(), rows, torch.float32), None
+        found = _kernels(grad.device).reorder(grad.contiguous(), rows, torch.float32)
+        return _once([found], grad)[0], None
 
 
 class _Features(torch.autograd.Function):
@@ -116,5 +140,23 @@ class _Features(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         images, *saved = ctx.saved_tensors
         weights, outputs = saved[: len(saved) // 2], saved[len(saved) // 2 :]
-        kernels = _kernels(images.device)
-        return (None, *kernels.backward(grad.contiguous(), images, weights, outputs))
+        found = _kernels(images.device).backward(grad.contiguous(), images, weights, outputs)
+        return None, *_once(found, grad, *weights)
+
+
+def _once(gradients: list[Tensor], *inputs: Tensor) -> tuple[Tensor, ...]:
+    """The gradients; their own, for what they were computed from, is an error and not left out."""
+    if not torch.is_grad_enabled():
+        return tuple(gradients)
+    out: tuple[Tensor, ...] = _Once.apply(len(gradients), *gradients, *inputs)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(x.view_as(x) for x in tensors[:count])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> None:
+        raise NotImplementedError("conv_features: second derivatives are not supported")

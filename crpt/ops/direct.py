@@ -41,12 +41,7 @@ def kernel_for(name: str, args: Sequence[object]) -> Callable[..., Any] | None:
 
     Not to be asked while torch.compile traces.
     """
-    if (
-        not _PLAIN_TENSORS
-        or _C._len_torch_function_stack()
-        or _C._autograd._profiler_enabled()
-        or _thread_keys() != _PLAIN_THREAD
-    ):
+    if not _PLAIN_TENSORS or _function_modes() or _profiling() or _thread_keys() != _PLAIN_THREAD:
         return None
     kernels = None
     for x in args:
@@ -85,6 +80,8 @@ def _plain_keys(device: str) -> int:
 
 try:
     _PLAIN_THREAD: tuple[int, int] = _in_a_new_thread(_thread_keys)
+    _function_modes = _C._len_torch_function_stack
+    _profiling = _C._autograd._profiler_enabled
     _PLAIN_TENSORS = {_plain_keys(key): _KERNELS[device] for device, key in _DEVICES.items()}
 except (AttributeError, RuntimeError):  # a torch that tells these otherwise: the dispatcher decides
     _PLAIN_TENSORS = {}

@@ -335,6 +335,8 @@ def raise_unless_done(
 def _range_of(rows: slice | None, batch_size: int) -> range | None:
     if rows is None:
         return None
+    if not isinstance(rows, slice):
+        raise TypeError(f"rows should be a slice, got {type(rows).__name__}")
     start, stop = rows.start, rows.stop
     known = type(start) is int and type(stop) is int and rows.step in (None, 1)
     if not (known and 0 <= start <= stop <= batch_size):

@@ -95,6 +95,46 @@ def test_a_gradient_that_is_not_contiguous() -> None:
     assert_equal(list(torch.autograd.grad(h, parameters, grad)), list(expected))
 
 
+def test_images_that_are_not_contiguous() -> None:
+    encoder, images = make(), pixels(4)
+    expected = gradients(encoder, images)
+    for same in (
+        images.to(memory_format=torch.channels_last),
+        torch.cat([images, 255 - images], dim=3)[..., :21],
+    ):
+        assert not same.is_contiguous()
+        assert_equal(gradients(encoder, same), expected)
+
+
+@pytest.mark.parametrize(
+    ("images", "error", "message"),
+    [
+        (pixels(2).float(), TypeError, "images should be uint8, got torch.float32"),
+        (pixels(2, 3), ValueError, r"images should be \[B, 9, H, W\] with H, W >= 15, got \[2, 3,"),
+        (pixels(2, size=14), ValueError, r"H, W >= 15, got \[2, 9, 14, 14\]"),
+        (pixels(2)[0], ValueError, r"got \[9, 21, 21\]"),
+        (pixels(2).to("meta"), ValueError, "images should be on cpu, got meta"),
+    ],
+)
+def test_other_images_are_refused(images: Tensor, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        conv_features(images, make().convolutions)
+
+
+@pytest.mark.parametrize("of", ["conv_features", "channels_last_columns"])
+def test_second_derivatives_are_refused(of: str) -> None:
+    layers = make().convolutions
+    weight = layers[0].weight
+    if of == "conv_features":  # linear in h, and yet not in the weights
+        total = conv_features(pixels(2), layers).float().sum()
+    else:
+        weight = torch.randn(4, 64, requires_grad=True)
+        total = channels_last_columns(weight, 32).float().square().sum()
+    (grad,) = torch.autograd.grad(total, weight, create_graph=True)
+    with pytest.raises(NotImplementedError, match="second derivatives are not supported"):
+        torch.autograd.grad(grad.sum(), weight)
+
+
 def test_no_images() -> None:
     h, *found = gradients(make(), pixels(0))
     assert h.shape == (0, 4, 4, 32)
@@ -121,6 +161,11 @@ def test_it_is_for_layers_that_have_kernels(monkeypatch: pytest.MonkeyPatch) -> 
     for other in ({"channels": 16}, {"strides": (2, 2, 1)}, {"strides": (1, 1)}):
         assert not usable(make(**other).convolutions, 21, CPU)
     assert not usable(make().double().convolutions, 21, CPU)
+    assert not usable(torch.nn.Sequential(), 21, CPU)
+    dilated = torch.nn.Conv2d(9, 32, 3, stride=2, dilation=2)
+    grouped = torch.nn.Conv2d(8, 32, 3, stride=2, groups=2)
+    for layer in (dilated, grouped):
+        assert not usable(torch.nn.Sequential(layer, torch.nn.ReLU()), 21, CPU)
     assert not usable(make().convolutions, 21, torch.device("meta"))
 
 
