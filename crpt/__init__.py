@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from pkgutil import extend_path
@@ -34,4 +35,6 @@ def __getattr__(name: str) -> Any:
         from crpt.encoder import Encoder
 
         return Encoder
+    if name in ("envs", "ops", "replay"):
+        return importlib.import_module(f"crpt.{name}")
     raise AttributeError(f"module 'crpt' has no attribute {name!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,6 +34,8 @@ from crpt.update_graph import CudaRecorder, Recorder, UpdateGraphs
 from crpt.watch import FiniteWatch
 
 RANK_BATCH = 128
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -249,10 +252,18 @@ class Trainer:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "generator": self.generator.get_state(),
+            "precision": self.config.precision,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.round = state["round"]
+        before = state.get("precision", self.config.precision)
+        if before != self.config.precision:
+            _log.warning(
+                "this run was pre-trained in %s until round %d and goes on in %s, what `precision: "
+                "auto` takes here: its figures are not those of a run that stayed",
+                before, self.round, self.config.precision,
+            )  # fmt: skip
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"])

@@ -40,3 +40,10 @@ def test_commands_let_waiting_threads_spin_only_briefly_unless_told_otherwise(tm
 def test_an_unknown_attribute_is_an_attribute_error():
     out = python("-c", "import crpt; print(hasattr(crpt, 'Encoder'), hasattr(crpt, 'Decoder'))")
     assert out.split() == ["True", "False"]
+
+
+def test_submodules_that_users_import_come_with_the_package():
+    out = python(
+        "-c", "import crpt; print(crpt.replay.ReplayBuffer, crpt.ops.sinkhorn, crpt.envs.make)"
+    )
+    assert all(name in out for name in ("ReplayBuffer", "sinkhorn", "make"))

@@ -165,3 +165,12 @@ def test_the_config_that_trains_says_which_precision_it_is(buffer, monkeypatch, 
     trainer = Trainer(replace(CONFIG, precision="auto"), buffer, seed=3, device=torch.device("cpu"))
     assert trainer.config.precision == expected
     assert trainer.sample(("dot_red",))[0].dtype == (torch.uint8 if units else torch.float32)
+
+
+def test_a_run_that_goes_on_in_another_precision_is_told_of(buffer, caplog):
+    cpu = torch.device("cpu")
+    state = Trainer(replace(CONFIG, precision="bf16"), buffer, seed=3, device=cpu).state()
+    Trainer(replace(CONFIG, precision="bf16"), buffer, seed=3, device=cpu).load_state(state)
+    assert not caplog.text
+    Trainer(replace(CONFIG, precision="fp32"), buffer, seed=3, device=cpu).load_state(state)
+    assert "was pre-trained in bf16 until round 0 and goes on in fp32" in caplog.text
