@@ -9,17 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from crpt.replay import manifest
+from crpt.replay.gather import Index, Rows, gather, raise_unless_done
 from crpt.replay.memory import require_memory
 from crpt.replay.places import Directory, Memory, create_memory
-from crpt.replay.sampling import (
-    Index,
-    Rows,
-    Samples,
-    draw_seed,
-    gather,
-    num_threads,
-    raise_unless_done,
-)
+from crpt.replay.sampling import Samples, draw_seed, num_threads, send
 from crpt.replay.spec import DomainSpec
 from crpt.replay.store import Array, Store
 from crpt.replay.writer import WhenFull, Writer
@@ -192,7 +185,6 @@ class ReplayBuffer(Samples):
     ) -> Batch:
         """The transitions of given slots, some of `indices`; otherwise like `sample`."""
         from crpt.replay.batch import Views
-        from crpt.replay.sampling import _send
 
         views = Views.of(frame_stack, pad, dtype, n_step, gamma)
         store = self._store(domain)
@@ -201,7 +193,7 @@ class ReplayBuffer(Samples):
         batch.domain.zero_()
         rows = Rows(domain, 0, len(slots), draw_seed(generator), slots)
         self._fill(batch, rows, views, num_threads())
-        return _send(batch, to)
+        return send(batch, to)
 
     def observations(
         self,

@@ -6,15 +6,14 @@ import atexit
 import queue
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 import torch
 
-from crpt.replay.batch import Batch, Views
-from crpt.replay.sampling import Samples, num_threads, require_at_least
+from crpt.replay.batch import Batch
 
 _POLL_SECONDS = 0.1
 _stops: weakref.WeakKeyDictionary[threading.Thread, threading.Event] = weakref.WeakKeyDictionary()
@@ -40,35 +39,20 @@ class Batches:
 
     def __init__(
         self,
-        source: Samples,
-        domain: str | Mapping[str, float],
-        batch_size: int,
-        views: Views,
+        draw: Callable[[int], Batch],
         *,
-        seed: int,
         start: int,
         stop: int | None,
         prefetch: int,
-        device: torch.device | str | None,
+        device: torch.device | None,
     ) -> None:
-        require_at_least("seed", seed, 0)
-        require_at_least("start", start, 0)
-        require_at_least("prefetch", prefetch, 1)
-        target = None if device is None else torch.device(device)
-        threads = num_threads()  # a new thread would ask OpenMP, and get another answer
-
-        def draw(step: int) -> Batch:
-            return source._sample(
-                domain, batch_size, views, step_seed(seed, step), target, threads=threads
-            )
-
+        """`draw` makes the batch of a step, on the device; `prefetch`: how many lie ready."""
         self._ready: queue.Queue[Any] = queue.Queue(prefetch)
         self._stop = threading.Event()
-        self._target = target
         self._over = False
         self._thread = threading.Thread(
             target=_draw_ahead,
-            args=(draw, start, stop, target, self._ready, self._stop),
+            args=(draw, start, stop, device, self._ready, self._stop),
             name="crpt-batches",
             daemon=True,
         )

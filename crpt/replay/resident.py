@@ -13,8 +13,9 @@ from torch import Tensor
 from crpt.replay.batch import Batch, Views, empty_batch
 from crpt.replay.core import Ring
 from crpt.replay.errors import NotEnoughMemoryError, megabytes
+from crpt.replay.gather import Rows, call
 from crpt.replay.memory import require_memory
-from crpt.replay.sampling import Rows, Samples, call, draw_seed, require_at_least
+from crpt.replay.sampling import Samples, draw_seed, require_at_least
 from crpt.replay.spec import DomainSpec
 from crpt.replay.store import Store
 

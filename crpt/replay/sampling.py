@@ -4,41 +4,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from crpt.replay.core import Ring
-from crpt.replay.errors import OverwrittenError
+from crpt.replay.gather import Rows
 from crpt.replay.spec import DomainSpec
 
 if TYPE_CHECKING:  # a process that only writes does not wait for torch
     import torch
-    from torch import Tensor
 
     from crpt.replay.batch import Batch, Views
     from crpt.replay.prefetch import Batches
 
-Index = NDArray[np.int64]
-
 _WORD = 1 << 64
 _GOLDEN = 0x9E3779B97F4A7C15
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Rows [begin, end) of a batch: transitions of one domain, drawn, or those of given slots."""
-
-    domain: str
-    begin: int
-    end: int
-    seed: int
-    slots: Index | None = None
-    first: int = 0
-    """Of what is drawn from the domain with this seed, the number of the first of these rows."""
 
 
 class Samples(ABC):
@@ -160,16 +139,25 @@ class Samples(ABC):
             domain, batch_size, n_step, gamma, frame_stack, pad, dtype, device: as of `sample`. What
                 goes to a GPU passes through pinned memory, on a stream of its own.
         """
+        import torch
+
         from crpt.replay.batch import Views
-        from crpt.replay.prefetch import Batches
+        from crpt.replay.prefetch import Batches, step_seed
 
         views = Views.of(frame_stack, pad, dtype, n_step, gamma)
         self._specs(domain)  # its errors come now, not from the thread
         require_at_least("batch_size", batch_size, 1)
-        return Batches(
-            self, domain, batch_size, views,
-            seed=seed, start=start, stop=stop, prefetch=prefetch, device=device,
-        )  # fmt: skip
+        require_at_least("seed", seed, 0)
+        require_at_least("start", start, 0)
+        require_at_least("prefetch", prefetch, 1)
+        target = None if device is None else torch.device(device)
+        threads = num_threads()  # a new thread would ask OpenMP, and get another answer
+
+        def draw(step: int) -> Batch:
+            of_step = step_seed(seed, step)
+            return self._sample(domain, batch_size, views, of_step, target, threads=threads)
+
+        return Batches(draw, start=start, stop=stop, prefetch=prefetch, device=target)
 
     def _sample(
         self,
@@ -201,7 +189,7 @@ class Samples(ABC):
                 )
                 self._fill(batch, own, views, threads or num_threads())
             begin += count
-        return _send(batch, result)
+        return send(batch, result)
 
     def _where_to(
         self,
@@ -246,7 +234,7 @@ class Samples(ABC):
         return {name: self.spec(name) for name in domain}
 
 
-def _send(batch: Batch, to: Batch | torch.device) -> Batch:
+def send(batch: Batch, to: Batch | torch.device) -> Batch:
     from crpt.replay.batch import Batch
 
     if to is batch:
@@ -261,75 +249,6 @@ def _send(batch: Batch, to: Batch | torch.device) -> Batch:
         name: tensor.to(to, non_blocking=async_) for name, tensor in batch.tensors()
     }
     return Batch(**sent, domains=batch.domains, widths=batch.widths)
-
-
-def gather(ring: Ring, batch: Batch, rows: Rows, views: Views, threads: int) -> None:
-    """Rows of a batch on the CPU, frames included."""
-    place = {"obs": address(batch.obs, rows.begin), "next_obs": address(batch.next_obs, rows.begin)}
-    call(ring, batch, rows, views, threads, **place)
-
-
-def call(
-    ring: Ring,
-    batch: Batch,
-    rows: Rows,
-    views: Views,
-    threads: int,
-    *,
-    obs: int = 0,
-    next_obs: int = 0,
-    obs_index: int = 0,
-    next_index: int = 0,
-    shifts: int = 0,
-) -> None:
-    """The scalars of rows, and what has an address."""
-    import torch
-
-    from crpt.replay.batch import DTYPES
-
-    action, count = batch.action, rows.end - rows.begin
-    width = ring_width(action)
-    if len(batch.widths) > 1:
-        action[rows.begin : rows.end, batch.widths[batch.domains.index(rows.domain)] :] = 0
-    uint8 = views.dtype is torch.uint8
-    status, row = ring.sample(
-        0 if rows.slots is None else rows.slots.ctypes.data, rows.seed, rows.first, count,
-        views.frame_stack, views.n_step, views.gamma, views.pad, views.dtype.itemsize,
-        0 if uint8 else DTYPES[views.dtype], obs, next_obs, address(action, rows.begin), width,
-        address(batch.reward, rows.begin), address(batch.discount, rows.begin), obs_index,
-        next_index, shifts, threads,
-    )  # fmt: skip
-    raise_unless_done(status, row, rows.domain, rows.slots, views.frame_stack, views.n_step)
-
-
-def ring_width(action: Tensor) -> int:
-    """Numbers from one row to the next."""
-    return action.stride(0) if action.dim() > 1 else 1
-
-
-def address(tensor: Tensor, row: int) -> int:
-    return tensor.data_ptr() + row * tensor.stride(0) * tensor.element_size()
-
-
-def raise_unless_done(
-    status: str, row: int, domain: str, slots: Index | None, frame_stack: int, n_step: int
-) -> None:
-    if status == "done":
-        return
-    what = f"{frame_stack} stacked frames" + (f" and {n_step} steps" if n_step > 1 else "")
-    if status == "empty":
-        raise ValueError(f"{domain} has no transitions to sample from, of {what}")
-    if status == "not_whole":
-        assert slots is not None
-        raise ValueError(
-            f"slots should hold whole ones of {domain} with {what}, got {slots[row]} at [{row}], "
-            "which does not, or no longer"
-        )
-    if status == "overrun":
-        raise OverwrittenError(
-            f"{domain} is overwritten faster than its steps can be read; give it more capacity"
-        )
-    raise MemoryError(f"no memory to gather a batch of {domain}")
 
 
 def _range_of(rows: slice | None, batch_size: int) -> range | None:
