@@ -118,7 +118,7 @@ def test_running_it_again_gives_the_same_text_and_trains_nothing(finished, monke
         raise AssertionError("worked again")
 
     monkeypatch.setattr("crpt.pretrain.Trainer.update", never)
-    monkeypatch.setattr("crpt.finetune.Finetuner.run_episode", never)
+    monkeypatch.setattr("crpt.finetune.finetuner.Finetuner.run_episode", never)
     monkeypatch.setattr("crpt.evaluate.evaluate_policy", never)
     assert train(context(path), small.STAGES) == text
 

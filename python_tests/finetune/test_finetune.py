@@ -9,12 +9,14 @@ import torch
 from small_finetune import make_env, run_all
 
 import crpt.agents.replay
-import crpt.finetune
+import crpt.finetune.finetuner
+from crpt.agents.policy import trained_policy
 from crpt.agents.replay import AgentReplay
 from crpt.encoder import Encoder, EncoderConfig
 from crpt.envs import FrameStack
 from crpt.evaluate import evaluate_policy, random_policy
-from crpt.finetune import Finetuner, finetune, trained_policy
+from crpt.finetune import finetune
+from crpt.finetune.finetuner import Finetuner
 from crpt.replay import ReplayBuffer
 from crpt.run_directory import RunDirectory
 
@@ -33,13 +35,13 @@ def test_counts_and_metrics(encoder, tmp_path):
 
 def test_random_steps_are_random_and_later_ones_are_not(encoder, tmp_path, monkeypatch):
     explored = []
-    act = crpt.finetune.SAC.act
+    act = crpt.finetune.finetuner.SAC.act
 
     def recorded(self, features, *, explore):
         explored.append(explore)
         return act(self, features, explore=explore)
 
-    monkeypatch.setattr(crpt.finetune.SAC, "act", recorded)
+    monkeypatch.setattr(crpt.finetune.finetuner.SAC, "act", recorded)
     monkeypatch.setattr(Finetuner, "_evaluate", lambda self, check_stop: None)
     run_all(small.FINETUNE, encoder, tmp_path)
     assert explored == [True] * 90
@@ -47,7 +49,7 @@ def test_random_steps_are_random_and_later_ones_are_not(encoder, tmp_path, monke
 
 def test_the_agent_gets_the_task_s_reward_and_the_weighted_bonus(encoder, tmp_path, monkeypatch):
     sampled, learned, embedded = [], [], []
-    sample, update = AgentReplay.sample, crpt.finetune.SAC.update
+    sample, update = AgentReplay.sample, crpt.finetune.finetuner.SAC.update
 
     def recorded_sample(self):
         sampled.append(sample(self))
@@ -62,8 +64,8 @@ def test_the_agent_gets_the_task_s_reward_and_the_weighted_bonus(encoder, tmp_pa
         return update(self, batch)
 
     monkeypatch.setattr(AgentReplay, "sample", recorded_sample)
-    monkeypatch.setattr(crpt.finetune.IntrinsicReward, "__call__", bonus)
-    monkeypatch.setattr(crpt.finetune.SAC, "update", recorded_update)
+    monkeypatch.setattr(crpt.finetune.finetuner.IntrinsicReward, "__call__", bonus)
+    monkeypatch.setattr(crpt.finetune.finetuner.SAC, "update", recorded_update)
     run_all(replace(small.FINETUNE, intrinsic_reward=0.7), encoder, tmp_path)
     assert len(learned) == len(sampled) == 91
     for before, after, z in zip(sampled, learned, embedded, strict=True):
@@ -82,13 +84,13 @@ def test_from_the_end_of_random_steps_on_z_is_standardised_over_the_task(
 ):
     config = replace(small.FINETUNE, embedding_statistics="task", intrinsic_reward=0.0)
     learned = []
-    update = crpt.finetune.SAC.update
+    update = crpt.finetune.finetuner.SAC.update
 
     def recorded(self, batch):
         learned.append(batch.next_features)
         return update(self, batch)
 
-    monkeypatch.setattr(crpt.finetune.SAC, "update", recorded)
+    monkeypatch.setattr(crpt.finetune.finetuner.SAC, "update", recorded)
     run, policy = run_all(config, standardised, tmp_path)
     ring = ReplayBuffer.open(tmp_path / "checkpoints" / "finetune_replay")
     random_play = ring.indices("dot_red")[: config.random_steps]
@@ -231,7 +233,7 @@ def test_environment_and_exploration_draw_from_streams_of_their_own(encoder, tmp
 
     monkeypatch.setattr(dot_env.DotEnv, "reset", recorded)
     with monkeypatch.context() as patch:
-        patch.setattr(crpt.finetune.np.random, "default_rng", recorded_rng)
+        patch.setattr(crpt.finetune.finetuner.np.random, "default_rng", recorded_rng)
         run_all(small.FINETUNE, encoder, tmp_path)
     exploration = [seed for seed in generators if isinstance(seed, int)]
     assert len(set(exploration)) >= 13
@@ -254,7 +256,7 @@ def test_losses_that_are_not_finite_stop_the_run(encoder, tmp_path, monkeypatch)
     def poisoned(self, batch):
         return {"critic_loss": torch.tensor(float("nan"))}
 
-    monkeypatch.setattr(crpt.finetune.SAC, "update", poisoned)
+    monkeypatch.setattr(crpt.finetune.finetuner.SAC, "update", poisoned)
     with pytest.raises(FloatingPointError, match="losses should be finite"):
         run_all(small.FINETUNE, encoder, tmp_path)
 

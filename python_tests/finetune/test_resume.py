@@ -13,9 +13,9 @@ import torch
 from small_finetune import run_all
 
 import crpt.agents.replay
-import crpt.finetune
+import crpt.finetune.finetuner
 from crpt.envs import FrameStack
-from crpt.finetune import Finetuner
+from crpt.finetune.finetuner import Finetuner
 from crpt.interrupt import Interrupted
 from crpt.replay import ReplayBuffer
 from crpt.run_directory import CheckpointError, RunDirectory

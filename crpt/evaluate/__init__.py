@@ -71,9 +71,3 @@ def summary(returns: NDArray[np.float64]) -> dict[str, float | int]:
         "return_std": round(float(returns.std()), 2),
         "episodes": len(returns),
     }
-
-
-if __name__ == "__main__":
-    from crpt.commands import run
-
-    run("evaluate")

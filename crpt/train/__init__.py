@@ -73,9 +73,3 @@ def _require_that_stages_fit(stages: Stages) -> None:
             f"finetune.intrinsic_reward should be 0 with pretrain.objective {pretrain.objective}, "
             f"which has no prototypes, got {finetune.intrinsic_reward:g}"
         )
-
-
-if __name__ == "__main__":
-    from crpt.commands import run
-
-    run("train")
