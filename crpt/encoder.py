@@ -106,6 +106,16 @@ class Encoder(nn.Module):
         self.metadata: dict[str, Any] = {}
         self.apply(orthogonal_init)
 
+    @property
+    def frame_stack(self) -> int:
+        """Consecutive frames that make an observation; where the metadata do not tell, RGB ones."""
+        told: int | None = self.metadata.get("frame_stack")
+        return max(1, self.config.in_channels // 3) if told is None else told
+
+    @property
+    def frame_channels(self) -> int:
+        return self.config.in_channels // self.frame_stack
+
     def forward(self, obs: Tensor) -> Tensor:
         """features = f(obs / 255), uint8 [..., C, H, W] -> float [..., feature_dim].
 

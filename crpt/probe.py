@@ -114,8 +114,9 @@ def probe(
     states, episodes = zip(*(_states(dataset, name) for name in names), strict=True)
     bar = tqdm(total=2 * len(names), desc="probe", unit=" encodings", disable=not progress)
     with bar:
-        init = _encode_all(initial, dataset, names, device, bar)
-        trained = _encode_all(encoder, dataset, names, device, bar)
+        stack = encoder.frame_stack  # the initial one has no metadata that tell it
+        init = _encode_all(initial, dataset, names, stack, device, bar)
+        trained = _encode_all(encoder, dataset, names, stack, device, bar)
     rows = []
     for features in FEATURES:
         for i, name in enumerate(names):
@@ -166,11 +167,12 @@ def _check_play(dataset: ReplayBuffer, encoder: Encoder) -> None:
         )
     size = encoder.config.image_size
     shapes = {domain: dataset.spec(domain).frame_shape for domain in dataset.domains}
-    others = [f"{d} {list(shape)}" for d, shape in shapes.items() if shape[1:] != (size, size)]
+    expected = (encoder.frame_channels, size, size)
+    others = [f"{d} {list(shape)}" for d, shape in shapes.items() if shape != expected]
     if others:
         raise ValueError(
-            f"frames of the dataset should be of {size}x{size}, as the encoder was trained on, got "
-            + ", ".join(others)
+            f"frames of the dataset should be of {size}x{size}, {list(expected)}, as the encoder "
+            "was trained on, got " + ", ".join(others)
         )
     if None not in repeat and repeat[0] != repeat[1]:
         _log.warning(
@@ -201,7 +203,12 @@ def _states(dataset: ReplayBuffer, domain: str) -> tuple[NDArray[np.float64], ND
 
 @torch.no_grad()
 def _encode_all(
-    encoder: Encoder, dataset: ReplayBuffer, names: list[str], device: str, bar: tqdm[Any]
+    encoder: Encoder,
+    dataset: ReplayBuffer,
+    names: list[str],
+    stack: int,
+    device: str,
+    bar: tqdm[Any],
 ) -> Encoded:
     encoder = on_device(encoder.freeze(), device)
     generator = torch.Generator().manual_seed(0)
@@ -210,7 +217,6 @@ def _encode_all(
     encoded = Encoded([], [])
     for name in names:
         slots = np.concatenate(dataset.episodes(name))
-        stack = encoder.config.in_channels // 3
         z, h = [], []
         for i in range(0, len(slots), BATCH):
             batch = slots[i : i + BATCH]

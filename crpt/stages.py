@@ -268,6 +268,12 @@ def _load_encoder(context: Context, *needed: str) -> Encoder:
             f"{own} should say how it was trained in its config.json's metadata, but "
             f"{', '.join(missing)} is missing there"
         )
+    if encoder.frame_channels != 3:
+        size = encoder.config.image_size
+        raise EncoderFileError(
+            f"{own} should have been trained on RGB frames, [3, {size}, {size}], which is what "
+            f"environments draw, got [{encoder.frame_channels}, {size}, {size}]"
+        )
     return encoder
 
 
@@ -286,4 +292,4 @@ def _task_env(
         action_repeat=config.action_repeat,
         image_size=encoder.config.image_size,
     )
-    return envs.FrameStack(env, encoder.config.in_channels // 3)
+    return envs.FrameStack(env, encoder.frame_stack)
