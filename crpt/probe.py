@@ -121,14 +121,15 @@ def probe(
     for features in FEATURES:
         for i, name in enumerate(names):
             before, after = (getattr(e, features)[i] for e in (init, trained))
-            _, by_chance = temporal_retrieval(after, torch.from_numpy(episodes[i]))
+            figures_before, _ = _figures(before, states[i], episodes[i], config.folds)
+            figures_after, by_chance = _figures(after, states[i], episodes[i], config.folds)
             rows.append(
                 DomainProbe(
                     domain=name,
                     seen=name in seen,
                     features=features,
-                    init=_figures(before, states[i], episodes[i], config.folds),
-                    trained=_figures(after, states[i], episodes[i], config.folds),
+                    init=figures_before,
+                    trained=figures_after,
                     retrieval_by_chance=by_chance,
                     prototypes_in_use=_prototypes_in_use(encoder, trained.z[i], device),
                 )
@@ -232,10 +233,11 @@ def _encode_all(
 
 def _figures(
     x: Tensor, states: NDArray[np.float64], episode: NDArray[np.int64], folds: int
-) -> Figures:
+) -> tuple[Figures, float]:
+    """And the retrieval by chance, which is that of any features."""
     r2 = held_out_r2(x.double().numpy(), states, episode, folds)
-    retrieval, _ = temporal_retrieval(x, torch.from_numpy(episode))
-    return Figures(float(np.nanmean(r2)), effective_rank(x), retrieval)
+    retrieval, by_chance = temporal_retrieval(x, torch.from_numpy(episode))
+    return Figures(float(np.nanmean(r2)), effective_rank(x), retrieval), by_chance
 
 
 def _separability(
