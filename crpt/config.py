@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal
+
+from crpt.config_checks import check_types
 
 Objective = Literal["crptpro", "atc", "byol", "autoencoder"]
 
@@ -16,15 +18,6 @@ RESUMABLE: dict[str, Any] = {"resumable": True}
 """Marks a field that may change when a run goes on: it says how, not what."""
 GROWS: dict[str, Any] = {"grows_until": "pretrain"}
 """Marks a field of which more may be asked for until that stage has left something."""
-
-
-def _check_choices(config: Any) -> None:
-    """Fields with a Literal type have one of its values, also where no command line saw to it."""
-    for name, kind in get_type_hints(type(config)).items():
-        value = getattr(config, name)
-        if get_origin(kind) is Literal and value not in get_args(kind):
-            choices = ", ".join(map(str, get_args(kind)))
-            raise ValueError(f"{name} should be one of {choices}, got {value!r}")
 
 
 def _check_least(config: Any, **least: float) -> None:
@@ -73,13 +66,13 @@ class CollectConfig:
     """Processes, also for one domain; auto: one per core. The data does not depend on it."""
 
     def __post_init__(self) -> None:
-        _check_choices(self)
+        check_types(self)
         if len(self.domains) == 0:
             raise ValueError("domains should have at least one name, got none")
         if len(set(self.domains)) != len(self.domains):
             raise ValueError(f"domains should be different, got {list(self.domains)}")
         _check_least(self, transitions=1, episode_length=1, action_repeat=1, image_size=1)
-        if self.workers != "auto" and not (type(self.workers) is int and self.workers >= 1):
+        if self.workers != "auto" and self.workers < 1:
             raise ValueError(f"workers should be auto or at least 1, got {self.workers!r}")
 
 
@@ -141,7 +134,7 @@ class PretrainConfig:
     """The last ones, that stay."""
 
     def __post_init__(self) -> None:
-        _check_choices(self)
+        check_types(self)
         _check_least(
             self,
             rounds=1,
@@ -222,7 +215,7 @@ class FinetuneConfig:
     overwrite what the last one needs."""
 
     def __post_init__(self) -> None:
-        _check_choices(self)
+        check_types(self)
         _check_least(
             self,
             agent_steps=1,
@@ -264,6 +257,7 @@ class EvaluateConfig:
     """Episodes of each."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         _check_least(self, episodes=1)
 
 
@@ -285,6 +279,7 @@ class ProbeConfig:
     others."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         _check_least(self, episodes=3, episode_length=1, folds=2)
         if self.folds > self.episodes:
             raise ValueError(
@@ -303,6 +298,7 @@ class Stages:
     evaluate: EvaluateConfig = EvaluateConfig()
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.pretrain.batches == "mixed" and self.pretrain.batch_size < len(
             self.collect.domains
         ):

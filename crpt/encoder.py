@@ -106,10 +106,20 @@ class Encoder(nn.Module):
         self.metadata: dict[str, Any] = {}
         self.apply(orthogonal_init)
 
+    @property
+    def frame_stack(self) -> int:
+        """Consecutive frames that make an observation; where the metadata do not tell, RGB ones."""
+        told: int | None = self.metadata.get("frame_stack")
+        return max(1, self.config.in_channels // 3) if told is None else told
+
+    @property
+    def frame_channels(self) -> int:
+        return self.config.in_channels // self.frame_stack
+
     def forward(self, obs: Tensor) -> Tensor:
         """features = f(obs / 255), uint8 [..., C, H, W] -> float [..., feature_dim].
 
-        Raises TypeError for another type or dtype and ValueError for another shape.
+        Raises TypeError for another type or dtype and ValueError for another shape or device.
         """
         c = self.config
         if not isinstance(obs, Tensor):  # a NumPy array has a dtype, and even the name of this one
@@ -122,9 +132,13 @@ class Encoder(nn.Module):
                 f"{list(obs.shape)}"
             )
         weight = self.projector.weight
+        if obs.device != weight.device:
+            raise ValueError(
+                f"obs should be on {weight.device}, as the encoder is, got one on {obs.device}"
+            )
         pixels = obs.reshape(-1, *obs.shape[-3:]).to(weight.dtype) / 255
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            return self.features(pixels).reshape(*obs.shape[:-3], self.feature_dim)
+        h = self.features(pixels).reshape(*obs.shape[:-3], self.feature_dim)
+        return self._without_gradient_if_frozen(h)
 
     def features(self, pixels: Tensor) -> Tensor:
         """h = f(pixels), float [B, C, H, W] in [0, 1] -> [B, feature_dim]."""
@@ -142,16 +156,25 @@ class Encoder(nn.Module):
     def embed(self, obs: Tensor) -> Tensor:
         """z = normalise(norm(g(f(obs / 255)))), uint8 [..., C, H, W] -> float [..., D]."""
         h = self(obs)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            z = self.embed_features(h.reshape(-1, self.feature_dim))
-            return z.reshape(*h.shape[:-1], self.config.projection_dim)
+        z = self.embed_features(h.reshape(-1, self.feature_dim))
+        z = z.reshape(*h.shape[:-1], self.config.projection_dim)
+        return self._without_gradient_if_frozen(z)
 
     def embed_features(self, features: Tensor) -> Tensor:
         """z = normalise(norm(g(h))), float [B, feature_dim] -> [B, projection_dim]."""
         return F.normalize(self.project(features), dim=-1)
 
+    def _without_gradient_if_frozen(self, x: Tensor) -> Tensor:
+        """The weights of a frozen encoder ask for no gradient, unless a parent's requires_grad_()
+        made them."""
+        # Not by the grad mode: torch.export takes its switch along, and cannot load that again.
+        return x.detach() if self.frozen else x
+
     def attach_prototypes(self, prototypes: Tensor) -> None:
         """Let the prototypes [M, D] travel with the encoder, rows scaled to unit length."""
+        dim = self.config.projection_dim
+        if prototypes.dim() != 2 or prototypes.shape[1] != dim:
+            raise ValueError(f"prototypes should be [M, {dim}], got {list(prototypes.shape)}")
         self.prototypes = F.normalize(prototypes.detach(), dim=-1)
         self.config = dataclasses.replace(self.config, prototypes=len(prototypes))
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+import crpt
 from crpt.config import PretrainConfig
 from crpt.distributed import ALONE, Team
 from crpt.encoder import Encoder, has_encoder
@@ -161,6 +162,11 @@ def _restore(trainer: Trainer, saved: dict[str, Any], run: RunDirectory) -> None
 
 def _provenance(trainer: Trainer, seed: int) -> dict[str, Any]:
     """How the encoder came about; None for what a dataset not made by crpt.collect leaves open."""
+    config, recorded = trainer.config, trainer.buffer.metadata
+    held: Counter[str] = Counter()
+    for domain in trainer.domains:
+        held[name_of(domain)] += trainer.buffer.num_transitions(domain)
+    spread = config.objective == "crptpro" and config.intrinsic != "none"
     return {
         "domains": list(dict.fromkeys(map(name_of, trainer.domains))),
         "objective": trainer.config.objective,
@@ -168,9 +174,17 @@ def _provenance(trainer: Trainer, seed: int) -> dict[str, Any]:
         "updates": trainer.config.rounds * len(trainer.batches()),
         "batch_size": trainer.config.batch_size,
         "seed": seed,
-        "transitions": max(trainer.buffer.num_transitions(d) for d in trainer.domains),
-        "render": trainer.buffer.metadata.get("render"),
-        "action_repeat": trainer.buffer.metadata.get("action_repeat"),
+        "transitions": dict(held),
+        "dataset_seeds": recorded.get("seeds", [recorded.get("seed")]),
+        "render": recorded.get("render"),
+        "action_repeat": recorded.get("action_repeat"),
+        "frame_stack": config.frame_stack,
+        "precision": config.precision,
+        "learning_rate": config.learning_rate,
+        "schedule": config.schedule,
+        "intrinsic": config.intrinsic if spread else None,
+        "intrinsic_weight": config.intrinsic_weight if spread else None,
+        "versions": {"crpt": crpt.__version__, "torch": str(torch.__version__)},
     }
 
 

@@ -114,20 +114,22 @@ def probe(
     states, episodes = zip(*(_states(dataset, name) for name in names), strict=True)
     bar = tqdm(total=2 * len(names), desc="probe", unit=" encodings", disable=not progress)
     with bar:
-        init = _encode_all(initial, dataset, names, device, bar)
-        trained = _encode_all(encoder, dataset, names, device, bar)
+        stack = encoder.frame_stack  # the initial one has no metadata that tell it
+        init = _encode_all(initial, dataset, names, stack, device, bar)
+        trained = _encode_all(encoder, dataset, names, stack, device, bar)
     rows = []
     for features in FEATURES:
         for i, name in enumerate(names):
             before, after = (getattr(e, features)[i] for e in (init, trained))
-            _, by_chance = temporal_retrieval(after, torch.from_numpy(episodes[i]))
+            figures_before, _ = _figures(before, states[i], episodes[i], config.folds)
+            figures_after, by_chance = _figures(after, states[i], episodes[i], config.folds)
             rows.append(
                 DomainProbe(
                     domain=name,
                     seen=name in seen,
                     features=features,
-                    init=_figures(before, states[i], episodes[i], config.folds),
-                    trained=_figures(after, states[i], episodes[i], config.folds),
+                    init=figures_before,
+                    trained=figures_after,
                     retrieval_by_chance=by_chance,
                     prototypes_in_use=_prototypes_in_use(encoder, trained.z[i], device),
                 )
@@ -166,11 +168,12 @@ def _check_play(dataset: ReplayBuffer, encoder: Encoder) -> None:
         )
     size = encoder.config.image_size
     shapes = {domain: dataset.spec(domain).frame_shape for domain in dataset.domains}
-    others = [f"{d} {list(shape)}" for d, shape in shapes.items() if shape[1:] != (size, size)]
+    expected = (encoder.frame_channels, size, size)
+    others = [f"{d} {list(shape)}" for d, shape in shapes.items() if shape != expected]
     if others:
         raise ValueError(
-            f"frames of the dataset should be of {size}x{size}, as the encoder was trained on, got "
-            + ", ".join(others)
+            f"frames of the dataset should be of {size}x{size}, {list(expected)}, as the encoder "
+            "was trained on, got " + ", ".join(others)
         )
     if None not in repeat and repeat[0] != repeat[1]:
         _log.warning(
@@ -201,7 +204,12 @@ def _states(dataset: ReplayBuffer, domain: str) -> tuple[NDArray[np.float64], ND
 
 @torch.no_grad()
 def _encode_all(
-    encoder: Encoder, dataset: ReplayBuffer, names: list[str], device: str, bar: tqdm[Any]
+    encoder: Encoder,
+    dataset: ReplayBuffer,
+    names: list[str],
+    stack: int,
+    device: str,
+    bar: tqdm[Any],
 ) -> Encoded:
     encoder = on_device(encoder.freeze(), device)
     generator = torch.Generator().manual_seed(0)
@@ -210,7 +218,6 @@ def _encode_all(
     encoded = Encoded([], [])
     for name in names:
         slots = np.concatenate(dataset.episodes(name))
-        stack = encoder.config.in_channels // 3
         z, h = [], []
         for i in range(0, len(slots), BATCH):
             batch = slots[i : i + BATCH]
@@ -226,10 +233,11 @@ def _encode_all(
 
 def _figures(
     x: Tensor, states: NDArray[np.float64], episode: NDArray[np.int64], folds: int
-) -> Figures:
+) -> tuple[Figures, float]:
+    """And the retrieval by chance, which is that of any features."""
     r2 = held_out_r2(x.double().numpy(), states, episode, folds)
-    retrieval, _ = temporal_retrieval(x, torch.from_numpy(episode))
-    return Figures(float(np.nanmean(r2)), effective_rank(x), retrieval)
+    retrieval, by_chance = temporal_retrieval(x, torch.from_numpy(episode))
+    return Figures(float(np.nanmean(r2)), effective_rank(x), retrieval), by_chance
 
 
 def _separability(

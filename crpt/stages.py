@@ -142,33 +142,21 @@ def pretrain_stage(context: Context, config: PretrainConfig) -> Encoder:
 
 
 def probe_stage(context: Context, config: ProbeConfig) -> dict[str, Any]:
-    """Ridge probes on random play of their own, into `probe.json`."""
+    """Ridge probes on random play of their own, into `probe.json` and `figures/probe.png`."""
     require_known_names(context, *config.domains, *config.unseen)
     encoder = _load_encoder(context, "domains", "seed", "render", "action_repeat")
     context.claim("probe", config)
     seen = tuple(encoder.metadata["domains"])
     names = tuple(dict.fromkeys(config.domains or seen + config.unseen))
     done: dict[str, Any] | None = context.run.read_json("probe.json")
-    if done is not None and {row["domain"] for row in done["domains"]} == set(names):
+    if done is not None and {row["domain"] for row in done["domains"]} != set(names):
+        done = None
+    picture = context.run.path / "figures" / "probe.png"
+    if done is not None and (picture.exists() or not figures.available(picture)):
         return done
-    play = CollectConfig(
-        domains=names,
-        transitions=config.episodes * config.episode_length,
-        episode_length=config.episode_length,
-        action_repeat=encoder.metadata["action_repeat"],
-        image_size=encoder.config.image_size,
-        render=encoder.metadata["render"],
-    )
-    dataset = collect(
-        play,
-        context.run.path / "probe_dataset",
-        seed=stream_seed(context.seed, PROBE_STREAM),
-        make_env=context.make_env,
-        progress=context.progress,
-    )
     result = probe(
         config,
-        dataset,
+        _play_to_probe(context, config, encoder, names),
         encoder,
         initial_encoder(encoder.config, encoder.metadata["seed"]),
         seen=seen,
@@ -176,13 +164,36 @@ def probe_stage(context: Context, config: ProbeConfig) -> dict[str, Any]:
         device=context.device,
         progress=context.progress,
     )
-    picture = context.run.path / "figures" / "probe.png"
+    picture.unlink(missing_ok=True)  # of other domains
     if figures.available(picture):
         figures.domain_map(result.z, result.prototypes, picture)
+    if done is not None:  # without matplotlib; its figures stay
+        return done
     figures_of_it = to_json(result)
     write_card(encoder, context.run.encoder_dir, figures_of_it)
     context.run.write_json("probe.json", figures_of_it)
     return figures_of_it
+
+
+def _play_to_probe(
+    context: Context, config: ProbeConfig, encoder: Encoder, domains: tuple[str, ...]
+) -> ReplayBuffer:
+    """Random play apart from that of pre-training, drawn and repeated as there."""
+    play = CollectConfig(
+        domains=domains,
+        transitions=config.episodes * config.episode_length,
+        episode_length=config.episode_length,
+        action_repeat=encoder.metadata["action_repeat"],
+        image_size=encoder.config.image_size,
+        render=encoder.metadata["render"],
+    )
+    return collect(
+        play,
+        context.run.path / "probe_dataset",
+        seed=stream_seed(context.seed, PROBE_STREAM),
+        make_env=context.make_env,
+        progress=context.progress,
+    )
 
 
 def finetune_stage(context: Context, config: FinetuneConfig) -> None:
@@ -268,6 +279,12 @@ def _load_encoder(context: Context, *needed: str) -> Encoder:
             f"{own} should say how it was trained in its config.json's metadata, but "
             f"{', '.join(missing)} is missing there"
         )
+    if encoder.frame_channels != 3:
+        size = encoder.config.image_size
+        raise EncoderFileError(
+            f"{own} should have been trained on RGB frames, [3, {size}, {size}], which is what "
+            f"environments draw, got [{encoder.frame_channels}, {size}, {size}]"
+        )
     return encoder
 
 
@@ -286,4 +303,4 @@ def _task_env(
         action_repeat=config.action_repeat,
         image_size=encoder.config.image_size,
     )
-    return envs.FrameStack(env, encoder.config.in_channels // 3)
+    return envs.FrameStack(env, encoder.frame_stack)

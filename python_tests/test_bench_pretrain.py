@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 from dataclasses import replace
 
 import numpy as np
@@ -133,3 +134,24 @@ def test_the_command_times_both_sides(tmp_path, capsys):
 def test_figures_that_are_no_use_are_refused():
     with pytest.raises(ValueError, match="should be at least 2"):
         bench.pretrain_command(bench.PretrainArguments(updates=1))
+    with pytest.raises(
+        ValueError, match="at least as many as the largest of batches, 512, got 100"
+    ):
+        bench.pretrain_command(bench.PretrainArguments(batches=(512, 64), transitions=100))
+
+
+def test_a_side_that_fails_says_why_in_the_parent_s_error(capfd):
+    config = replace(CONFIG, batch_size=101)
+    message = "ours: ValueError: batch_size should be at most 100"
+    with bench._side("ours", config, 100, "cpu") as ask, pytest.raises(RuntimeError, match=message):
+        ask(1)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_side_that_is_killed_is_named():
+    with bench._side("ours", CONFIG, 100, "cpu") as ask:
+        (child,) = multiprocessing.active_children()
+        child.kill()
+        child.join()
+        with pytest.raises(RuntimeError, match="the process of ours ended by -9"):
+            ask(1)

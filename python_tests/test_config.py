@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 
 from crpt.config import (
@@ -41,6 +42,39 @@ from crpt.config import (
 def test_values_that_cannot_work_are_named(config, field, value, message):
     with pytest.raises(ValueError, match=message):
         config(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("config", "field", "value", "message"),
+    [
+        (PretrainConfig, "rounds", 2.5, "rounds should be int, got 2.5"),
+        (PretrainConfig, "log_every", 1.5, "log_every should be int, got 1.5"),
+        (PretrainConfig, "batch_size", 16.0, "batch_size should be int, got 16.0"),
+        (PretrainConfig, "prototypes", np.float64(8), r"prototypes should be int, got .*8\.0"),
+        (PretrainConfig, "rounds", True, "rounds should be int, got True"),
+        (PretrainConfig, "learning_rate", "1e-3", "learning_rate should be float, got '1e-3'"),
+        (PretrainConfig, "learning_rate", True, "learning_rate should be float, got True"),
+        (PretrainConfig, "domains", "dot_red", "domains should be a tuple of str, got 'dot_red'"),
+        (PretrainConfig, "domains", ["a"], r"domains should be a tuple of str, got \['a'\]"),
+        (CollectConfig, "domains", ("a", 3), r"domains should be a tuple of str, got \('a', 3\)"),
+        (CollectConfig, "transitions", None, "transitions should be int, got None"),
+        (CollectConfig, "episode_length", 2.0, "episode_length should be int or none, got 2.0"),
+        (CollectConfig, "workers", "two", "workers should be int or auto, got 'two'"),
+        (FinetuneConfig, "task", None, "task should be str, got None"),
+        (EvaluateConfig, "episodes", 2.5, "episodes should be int, got 2.5"),
+        (ProbeConfig, "folds", "5", "folds should be int, got '5'"),
+        (Stages, "collect", PretrainConfig(), "collect should be CollectConfig, got "),
+    ],
+)
+def test_values_of_other_types_are_named(config, field, value, message):
+    with pytest.raises(TypeError, match=message):
+        config(**{field: value})
+
+
+def test_whole_numbers_are_good_enough_for_fractions():
+    config = PretrainConfig(learning_rate=1, temperature=np.float64(0.5))
+    assert (config.learning_rate, config.temperature) == (1, 0.5)
+    assert CollectConfig(episode_length=None, workers=2).workers == 2
 
 
 def test_fields_that_depend_on_each_other():

@@ -1,3 +1,4 @@
+import inspect
 import json
 import math
 import os
@@ -80,6 +81,11 @@ def test_any_leading_dimensions(lead):
             r"obs should be \[..., 9, 20, 20\], got \[2, 9, 20, 19\]",
         ),
         (observations(2)[0, 0], ValueError, r"obs should be \[..., 9, 20, 20\], got \[20, 20\]"),
+        (
+            observations(2).to("meta"),
+            ValueError,
+            "obs should be on cpu, as the encoder is, got one on meta",
+        ),
     ],
 )
 def test_wrong_observations_are_named(obs, error, message):
@@ -101,6 +107,17 @@ def test_frozen_stays_frozen_inside_a_module_in_training():
     assert not z.requires_grad
     assert torch.equal(encoder.norm.running_mean, before)
     assert not any(p.requires_grad for p in encoder.parameters())
+
+
+def test_a_frozen_encoder_keeps_nothing_for_a_gradient():
+    encoder = Encoder(SMALL).freeze()
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(kept.append, lambda x: x):
+        encoder.embed(observations(4))
+    assert not kept
+    torch.nn.Sequential(encoder).requires_grad_(True)  # a parent that knows nothing of it
+    assert not encoder(observations(4)).requires_grad
+    assert not encoder.embed(observations(4)).requires_grad
 
 
 def test_an_unfrozen_encoder_can_be_trained_further():
@@ -127,6 +144,14 @@ def test_save_and_load_give_the_same_features_bit_for_bit(tmp_path):
     )
     # A run directory is as good as the encoder directory in it.
     assert torch.equal(Encoder.from_pretrained(tmp_path).prototypes, encoder.prototypes)
+
+
+@pytest.mark.parametrize("shape", [(5, 8), (16,), (2, 5, 16)])
+def test_prototypes_that_do_not_fit_are_named(shape):
+    encoder = Encoder(SMALL)
+    with pytest.raises(ValueError, match=r"prototypes should be \[M, 16\], got \["):
+        encoder.attach_prototypes(torch.randn(shape))
+    assert encoder.config == SMALL
 
 
 def test_thawed_on_request(tmp_path):
@@ -247,20 +272,38 @@ def test_bfloat16_weights_give_close_features():
     assert math.isfinite(error)
 
 
-def test_torch_export_with_any_batch_size():
-    encoder = Encoder(EncoderConfig(image_size=20, projection_dim=16, embedding_norm="batch"))
-    encoder.freeze()
-    batch = torch.export.Dim("B", min=1)
-    program = torch.export.export(encoder, (observations(4),), dynamic_shapes=({0: batch},))
-    for size in (1, 7):
-        torch.testing.assert_close(
-            program.module()(observations(size)), encoder(observations(size))
-        )
+class Embed(torch.nn.Module):
+    """What torch.export takes where a method other than forward is wanted."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, obs: torch.Tensor) -> torch.Tensor:
+        return self.encoder.embed(obs)
 
 
+@pytest.mark.parametrize("sizes", [(4,), (4, 1, 7)], ids=["static", "dynamic"])
 @pytest.mark.parametrize("method", ["forward", "embed"])
-def test_torch_compile_without_a_graph_break(method):
-    encoder = Encoder(SMALL).freeze()
+@pytest.mark.parametrize("norm", ["none", "batch"])
+def test_an_exported_program_is_saved_and_loaded(tmp_path, norm, method, sizes):
+    encoder = Encoder(EncoderConfig(image_size=20, projection_dim=16, embedding_norm=norm))
+    encoder.freeze()
+    module = encoder if method == "forward" else Embed(encoder)
+    shapes = ({0: torch.export.Dim("B", min=1)},) if len(sizes) > 1 else None
+    program = torch.export.export(module, (observations(4),), dynamic_shapes=shapes)
+    torch.export.save(program, tmp_path / "encoder.pt2")
+    loaded = torch.export.load(tmp_path / "encoder.pt2").module()
+    for size in sizes:
+        obs = observations(size)
+        torch.testing.assert_close(loaded(obs), getattr(encoder, method)(obs))
+
+
+@pytest.mark.parametrize("norm", ["none", "batch"])
+@pytest.mark.parametrize("method", ["forward", "embed"])
+def test_torch_compile_without_a_graph_break(method, norm):
+    encoder = Encoder(EncoderConfig(image_size=20, projection_dim=16, embedding_norm=norm))
+    encoder.freeze()
     compiled = torch.compile(getattr(encoder, method), fullgraph=True, backend="aot_eager")
     obs = observations(3)
     torch.testing.assert_close(compiled(obs), getattr(encoder, method)(obs))
@@ -291,6 +334,14 @@ def test_a_repository_is_fetched_from_the_hub(tmp_path, monkeypatch):
     assert repository == "someone/encoder"
     assert options["revision"] == "v1"
     assert set(options["allow_patterns"]) == {"config.json", "model.safetensors"}
+
+
+def test_the_hub_s_client_takes_what_it_is_called_with():
+    client = pytest.importorskip("huggingface_hub")
+    patterns = ["config.json", "model.safetensors"]
+    inspect.signature(client.snapshot_download).bind(
+        "someone/encoder", revision="v1", allow_patterns=patterns
+    )
 
 
 def test_a_directory_comes_before_a_repository_of_its_name(tmp_path, monkeypatch):

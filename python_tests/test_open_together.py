@@ -38,6 +38,25 @@ def test_all_domains_are_there_and_same_names_are_kept_apart(hosts):
     )
 
 
+@pytest.mark.parametrize("silent_first", [True, False])
+def test_what_one_of_them_does_not_tell_is_unknown_of_both(tmp_path, caplog, silent_first):
+    small.dataset(tmp_path / "fast", replace(small.COLLECT, render="fast"))
+    spec = ReplayBuffer.open(tmp_path / "fast").spec("dot_red")
+    ReplayBuffer.create(tmp_path / "silent", {"dot_green": spec}, {"imported": True})
+    ReplayBuffer.create(tmp_path / "as_silent", {"dot_green": spec}, {"imported": True})
+    names = ("silent", "fast") if silent_first else ("fast", "silent")
+    both = open_together([tmp_path / name for name in names])
+    for key in ("render", "action_repeat"):
+        assert both.metadata.get(key) is None
+        assert f"{key} of the datasets together is unknown, for {tmp_path / 'silent'}" in (
+            caplog.text
+        )
+    caplog.clear()
+    open_together([tmp_path / "silent", tmp_path / "as_silent"])
+    open_together([tmp_path / "fast"])
+    assert not caplog.text
+
+
 def test_an_encoder_of_both_names_each_domain_once(hosts, tmp_path):
     buffer = open_together(hosts)
     trainer = Trainer(small.PRETRAIN, buffer, seed=0, device=torch.device("cpu"))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import small
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from crpt import figures
@@ -163,6 +164,31 @@ def test_the_map_is_a_picture(result, tmp_path):
     figures.domain_map(result.z, torch.randn(8, 16), path)
     assert path.read_bytes().startswith(b"\x89PNG")
     assert [p.name for p in path.parent.iterdir()] == ["probe.png"]
+
+
+def test_the_map_shows_every_domain_and_the_prototypes(monkeypatch, tmp_path):
+    generator = torch.Generator().manual_seed(2)
+    z = {name: torch.randn(n, 16, generator=generator) for name, n in (("a", 40), ("b", 2_500))}
+    prototypes = torch.randn(8, 16, generator=generator)
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **kw: drawn.append(figure))
+    monkeypatch.setattr("crpt.files.replace_file", lambda path, write: write(path))
+    figures.domain_map(z, prototypes, tmp_path / "probe.png")
+    figures.domain_map(z, prototypes[:0], tmp_path / "probe.png")
+    (axes,), (bare,) = (figure.axes for figure in drawn)
+    clouds = {cloud.get_label(): np.asarray(cloud.get_offsets()) for cloud in axes.collections}
+    assert {name: len(cloud) for name, cloud in clouds.items()} == {
+        "a": 40, "b": 834, "prototypes": 8,
+    }  # fmt: skip
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == list(clouds)
+    # A plane of orthonormal directions: distances there are at most what they were, and most of
+    # them more than nothing.
+    flat, full = (np.linalg.norm(x[0] - x[1:], axis=1) for x in (clouds["a"], z["a"].numpy()))
+    assert (flat < full + 1e-5).all()
+    assert np.median(flat) > 0.5
+    shown = np.linalg.norm(clouds["prototypes"][:, None] - clouds["a"], axis=-1)
+    assert (shown < torch.cdist(prototypes, z["a"]).numpy() + 1e-5).all()
+    assert [cloud.get_label() for cloud in bare.collections] == ["a", "b"]
 
 
 def test_without_matplotlib_the_remedy_is_named(monkeypatch, tmp_path, caplog):

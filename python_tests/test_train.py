@@ -1,3 +1,4 @@
+import importlib.util
 import json
 import multiprocessing
 import random
@@ -300,6 +301,33 @@ def test_probes_of_chosen_domains_know_which_were_seen(finished, tmp_path):
     kept = RunDirectory(tmp_path / "run").read_json("probe.json")
     assert kept is not None
     assert len(kept["domains"]) == 2 * 3  # for z and for h
+
+
+def test_a_picture_that_could_not_be_drawn_is_drawn_later(finished, tmp_path, monkeypatch, caplog):
+    run = RunDirectory(tmp_path / "run")
+    picture, figures = run.path / "figures" / "probe.png", run.path / "probe.json"
+
+    def probed(*names):
+        config = replace(small.PROBE, domains=names)
+        return probe_stage(context(run.path, encoder=finished[0]), config)
+
+    find = importlib.util.find_spec
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "importlib.util.find_spec", lambda name: None if name == "matplotlib" else find(name)
+        )
+        first = probed("dot_red")
+        measured = figures.stat().st_mtime_ns
+        assert probed("dot_red") == first
+        assert caplog.text.count("not drawn, for want of matplotlib") == 2
+        assert not picture.exists()
+    assert probed("dot_red") == first
+    assert picture.stat().st_size > 1000
+    assert figures.stat().st_mtime_ns == measured
+    with monkeypatch.context() as patch:
+        patch.setattr("crpt.figures.available", lambda path: False)
+        probed("dot_blue")
+    assert not picture.exists()  # rather than one of other domains
 
 
 def test_kill_9_at_any_moment_and_the_same_command_ends_as_if_never_killed(finished, tmp_path):

@@ -24,7 +24,7 @@ class FeatureExtractor:
     def __init__(self, encoder: Encoder, features: Literal["h", "z"], device: torch.device) -> None:
         self.encoder = on_device(copy.deepcopy(encoder).freeze(), device)
         self.features = features
-        self.frame_stack = encoder.config.in_channels // 3
+        self.frame_stack = encoder.frame_stack
         self.device = device
         self.dim: int = encoder.feature_dim if features == "h" else encoder.config.projection_dim
         self.shift = torch.zeros(encoder.config.projection_dim, device=device)

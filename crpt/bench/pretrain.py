@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -115,6 +116,12 @@ def pretrain_command(arguments: PretrainArguments) -> int:
     device = cli.usable_device(arguments.device)
     if min(*arguments.batches, arguments.updates, arguments.transitions) < 2:
         raise ValueError("batches, updates and transitions should be at least 2")
+    largest = max(arguments.batches, default=0)
+    if arguments.transitions < largest:
+        raise ValueError(
+            f"transitions should be at least as many as the largest of batches, {largest}, got "
+            f"{arguments.transitions}"
+        )
     if arguments.json is not None and not arguments.json.parent.is_dir():
         raise ValueError(f"json should be in a directory that exists, got {arguments.json}")
     table = Table(COLUMNS, arguments.markdown)
@@ -192,22 +199,40 @@ def _side(name: str, config: PretrainConfig, transitions: int, device: str) -> I
     theirs.close()
 
     def ask(count: int) -> tuple[list[Phases], float]:
-        pipe.send(count)
-        done: tuple[list[Phases], float] = pipe.recv()
+        with suppress(BrokenPipeError):  # who has ended may have said why
+            pipe.send(count)
+        try:
+            done: tuple[list[Phases], float] | str = pipe.recv()
+        except (EOFError, ConnectionResetError) as error:
+            process.join(10)
+            raise RuntimeError(f"the process of {name} ended by {process.exitcode}") from error
+        if isinstance(done, str):
+            raise RuntimeError(f"{name}: {done}")
         return done
 
     try:
         yield ask
-        pipe.send(0)
+        with suppress(BrokenPipeError):
+            pipe.send(0)
         process.join(10)
     finally:
         process.kill()
         process.join()
 
 
-def _serve(
+def _serve(pipe: Connection, *side: Any) -> None:
+    try:
+        _answer(pipe, *side)
+    except Exception as error:
+        pipe.send(f"{type(error).__name__}: {error}")
+        if os.environ.get("CRPT_TRACEBACK") == "1":
+            raise
+
+
+def _answer(
     pipe: Connection, usual: bool, config: PretrainConfig, transitions: int, device: str
 ) -> None:
+    """The phases of as many updates as are asked for, and the CPU time, until they are 0."""
     buffer = random_pixels(transitions, config.frame_stack)
     update = usual_update(config, buffer, device) if usual else our_update(config, buffer, device)
     while (count := pipe.recv()) > 0:

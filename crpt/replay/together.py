@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,12 +11,15 @@ from crpt.replay.store import Store
 
 _AGREED = ("render", "action_repeat")
 
+_log = logging.getLogger(__name__)
+
 
 def open_together(paths: Sequence[str | Path]) -> ReplayBuffer:
     """One buffer of all domains of several dataset directories.
 
     A domain of the same name as one in an earlier directory is NAME#2, NAME#3, ...: a ring of its
-    own. Metadata are those in which all agree, and `seeds`, that of each.
+    own. Metadata are those in which all agree, and `seeds`, that of each. Of rendering and action
+    repeat nothing is known where one does not tell; a warning names it.
 
     Raises:
         ValueError: none are named, one is named twice, or they were rendered or played otherwise.
@@ -40,10 +44,13 @@ def open_together(paths: Sequence[str | Path]) -> ReplayBuffer:
             stores[_free(domain, stores)] = buffer._store(domain)
     first = buffers[0].metadata.items()
     agreed = {k: v for k, v in first if all(b.metadata.get(k) == v for b in buffers[1:])}
-    # A key that only a later one tells, as the render of play that was recorded by crpt.collect.
     for key in _AGREED:
-        told = [b.metadata[key] for b in buffers if b.metadata.get(key) is not None]
-        agreed |= {key: told[0]} if told else {}
+        silent = [str(b.path) for b in buffers if b.metadata.get(key) is None]
+        if 0 < len(silent) < len(buffers):
+            _log.warning(
+                "%s of the datasets together is unknown, for %s does not tell it", key,
+                ", ".join(silent),
+            )  # fmt: skip
     agreed["seeds"] = [buffer.metadata.get("seed") for buffer in buffers]
     return ReplayBuffer(None, stores, agreed)
 
