@@ -10,11 +10,13 @@ from typing import Annotated
 import tyro
 
 from crpt import cli, figures
-from crpt.ablate import report
+from crpt.ablate import pictures, report
+from crpt.ablate.checks import asked_of
 from crpt.ablate.running import run_study
 from crpt.ablate.studies import STUDIES
 from crpt.config import PRESETS, Preset, Stages
 from crpt.files import replace_file
+from crpt.replay import ReplayBuffer
 from crpt.run_directory import dataset_in
 from crpt.stages import StageOrderError, require_known_names
 
@@ -28,8 +30,8 @@ class AblateArguments(cli.Common):
     jobs: int = 1
     """Trainings at a time, each a process of its own."""
     dataset: Path | None = None
-    """Random play to train on, or a run that has some; none: recorded into RUN_DIR/dataset. Not for
-    transitions."""
+    """Random play as collect asks for, to train on, or a run that has some; none: recorded into
+    RUN_DIR/dataset. Not for transitions."""
     only: tuple[str, ...] = ()
     """Of the study's variants; none: all."""
 
@@ -48,21 +50,22 @@ def ablate(study: str, arguments: AblateArguments) -> str:
     require_known_names(context, *arguments.config.collect.domains, *arguments.config.probe.unseen)
     if dataset and not (dataset / "dataset.json").exists():
         raise StageOrderError(f"dataset should be one that was recorded, got {dataset}")
+    stages = asked_of(arguments.config, ReplayBuffer.open(dataset)) if dataset else arguments.config
     asked = STUDIES[study]
-    variants = asked.variants(arguments.config)
+    variants = asked.variants(stages)
     names = [variant.name for variant in variants]
     unknown = [name for name in arguments.only if name not in names]
     if unknown:
         raise ValueError(f"only should name some of {', '.join(names)}, got {', '.join(unknown)}")
     chosen = [v for v in variants if not arguments.only or v.name in arguments.only]
     seeds = tuple(range(arguments.seed, arguments.seed + arguments.seeds))
-    rows = run_study(chosen, arguments.config, context, seeds=seeds, jobs=arguments.jobs)
-    text = report.table(rows)
+    rows = run_study(chosen, stages, context, seeds=seeds, jobs=arguments.jobs)
+    text = f"{report.table(rows)}\n\n{report.LEGEND}"
     context.run.write_json(f"{study}.json", {"study": study, "asks": asked.asks, "runs": rows})
     replace_file(context.run.path / f"{study}.md", lambda path: path.write_text(text + "\n"))
     picture = context.run.path / "figures" / f"{study}.png"
     if figures.available(picture):
-        report.draw(rows, asked.axis, picture)
+        pictures.save(asked.draw, rows, picture)
     return text
 
 

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from crpt.ablate.studies import Variant
 from crpt.collect import collect
 from crpt.config import ProbeConfig, Stages
-from crpt.encoder import initial_encoder
+from crpt.encoder import Encoder, initial_encoder
 from crpt.interrupt import Interrupted
 from crpt.probe import probe, to_json
 from crpt.replay import ReplayBuffer
@@ -50,7 +50,8 @@ class Task:
     dataset: Path
     probe_dataset: Path
     probe: ProbeConfig
-    trained_on: tuple[str, ...]
+    probed: tuple[str, ...]
+    """Domains: those of the study's random play, and the others that are asked for."""
     device: str
     threads: int
 
@@ -65,7 +66,8 @@ def run_study(
     """
     if jobs < 1:
         raise ValueError(f"jobs should be at least 1, got {jobs}")
-    probes = _probe_dataset(stages, context)
+    probed = tuple(dict.fromkeys(stages.collect.domains + stages.probe.unseen))
+    probes = _probe_dataset(stages, context, probed)
     datasets = {n: _dataset(stages, context, n) for n in sorted({v.transitions for v in variants})}
     threads = max(1, len(os.sched_getaffinity(0)) // jobs) if jobs > 1 else torch.get_num_threads()
     tasks = [
@@ -76,7 +78,7 @@ def run_study(
             dataset=datasets[variant.transitions],
             probe_dataset=probes,
             probe=stages.probe,
-            trained_on=tuple(dict.fromkeys(variant.config.domains or stages.collect.domains)),
+            probed=probed,
             device=context.device,
             threads=threads,
         )
@@ -109,65 +111,72 @@ def run_study(
 def train_and_probe(task: Task) -> dict[str, Any]:
     """The figures of one task, also in its run directory."""
     run = RunDirectory(task.run_dir)
-    found: dict[str, Any] | None = run.read_json(FIGURES)
-    context = Context(run, task.seed, task.device, progress=False, dataset=task.dataset)
-    if found is not None:
-        trained_on = {"dataset": dataset_identity(ReplayBuffer.open(task.dataset))}
-        run.check(
-            {
-                "seed": task.seed,
-                "pretrain": task.variant.config,
-                "pretrain_input": trained_on,
-                "probe": task.probe,
-            }
-        )
-        return found
+    dataset = {"dataset": dataset_identity(ReplayBuffer.open(task.dataset))}
+    asked = {"seed": task.seed, "pretrain": task.variant.config, "pretrain_input": dataset}
+    run.check({**asked, "probe": task.probe})
+    found: dict[str, Any] = run.read_json(FIGURES) or {}
+    if not found or not set(task.probed) <= _probed(run):
+        found |= _measure(task, run)
+    # Anew from what was measured, for what is asked to be probed may have changed.
+    return found | _probe_figures(run, task.probed)
+
+
+def _measure(task: Task, run: RunDirectory) -> dict[str, Any]:
+    """Train and probe; leaves probe.json, and what else is to be told of the run."""
     torch.set_num_threads(task.threads)
+    context = Context(run, task.seed, task.device, progress=False, dataset=task.dataset)
     context.claim("probe", task.probe)
     begun = time.monotonic()
     encoder = pretrain_stage(context, task.variant.config)
     trained = time.monotonic()
-    result = to_json(
-        probe(
-            task.probe,
-            ReplayBuffer.open(task.probe_dataset),
-            encoder,
-            initial_encoder(encoder.config, task.seed),
-            seen=task.trained_on,
-            device=task.device,
-            progress=False,
-        )
+    result = probe(
+        task.probe,
+        ReplayBuffer.open(task.probe_dataset),
+        encoder,
+        initial_encoder(encoder.config, task.seed),
+        seen=tuple(encoder.metadata["domains"]),
+        domains=task.probed,
+        device=task.device,
+        progress=False,
     )
-    run.write_json("probe.json", result)
+    run.write_json("probe.json", to_json(result))
     figures = {
         "variant": task.variant.name,
         "x": task.variant.x,
         "seed": task.seed,
-        "trained_on": list(task.trained_on),
+        "trained_on": encoder.metadata["domains"],
         "updates": encoder.metadata["updates"],
         "pretrain_seconds": round(trained - begun, 1),
         "probe_seconds": round(time.monotonic() - trained, 1),
-        **_probe_figures(result, task),
         **_logged(run),
     }
-    run.write_json(FIGURES, figures)
+    run.write_json(FIGURES, figures | _probe_figures(run, task.probed))
     return figures
 
 
-def _probe_figures(result: dict[str, Any], task: Task) -> dict[str, Any]:
-    """R2 and its gain over init: means over the domains trained on and over those that no variant
-    is trained on, and of each domain."""
-    figures: dict[str, Any] = {}
+def _probed(run: RunDirectory) -> set[str]:
+    probes = run.read_json("probe.json") or {"domains": []}
+    return {row["domain"] for row in probes["domains"]}
+
+
+def _probe_figures(run: RunDirectory, probed: tuple[str, ...]) -> dict[str, Any]:
+    """R2 and its gain over init: of each of these domains, and means over those that the encoder
+    was trained on and over the others."""
+    probes = run.read_json("probe.json")["domains"]
+    encoder = Encoder.from_pretrained(run.encoder_dir)
+    trained_on = set(encoder.metadata["domains"])
+    figures: dict[str, Any] = {"trained_on": sorted(trained_on)}
     for features in ("z", "h"):
-        rows = {r["domain"]: r for r in result["domains"] if r["features"] == features}
-        groups = {"seen": task.trained_on, "unseen": task.probe.unseen}
+        rows = {r["domain"]: r for r in probes if r["features"] == features}
+        r2 = {name: rows[name]["trained"]["r2"] for name in probed}
+        gains = {name: rows[name]["gain"] for name in probed}
+        groups = {"seen": trained_on & set(probed), "unseen": set(probed) - trained_on}
         for group, names in groups.items():
             if names:
-                r2 = [rows[name]["trained"]["r2"] for name in names]
-                gain = [rows[name]["gain"] for name in names]
-                figures[f"{features}_{group}"] = float(np.mean(r2))
-                figures[f"{features}_{group}_gain"] = float(np.mean(gain))
-        figures[f"{features}_domains"] = {name: r["trained"]["r2"] for name, r in rows.items()}
+                figures[f"{features}_{group}"] = float(np.mean([r2[n] for n in sorted(names)]))
+                gain = float(np.mean([gains[n] for n in sorted(names)]))
+                figures[f"{features}_{group}_gain"] = gain
+        figures |= {f"{features}_domains": r2, f"{features}_gains": gains}
     return figures
 
 
@@ -208,11 +217,11 @@ def _dataset(stages: Stages, context: Context, transitions: int) -> Path:
     return path
 
 
-def _probe_dataset(stages: Stages, context: Context) -> Path:
+def _probe_dataset(stages: Stages, context: Context, domains: tuple[str, ...]) -> Path:
     path = context.run.path / "probe_dataset"
     config = replace(
         stages.collect,
-        domains=tuple(dict.fromkeys(stages.collect.domains + stages.probe.unseen)),
+        domains=domains,
         transitions=stages.probe.episodes * stages.probe.episode_length,
         episode_length=stages.probe.episode_length,
     )
