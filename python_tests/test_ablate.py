@@ -1,20 +1,20 @@
 import re
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 
 import dot_env
 import pytest
 import small
 import torch
-from matplotlib.figure import Figure
 
 from crpt.ablate import __main__ as command
-from crpt.ablate import pictures, report, running
+from crpt.ablate import report, running
 from crpt.ablate.studies import ALPHAS, STUDIES, Variant, alpha, components, objectives, single
 from crpt.config import PRESETS
 from crpt.encoder import Encoder
 from crpt.pretrain import Trainer
-from crpt.run_directory import RunDirectory
+from crpt.run_directory import ConfigMismatchError, RunDirectory
 from crpt.stages import Context
 
 STAGES = replace(small.STAGES, probe=replace(small.PROBE, episodes=5, folds=2))
@@ -112,10 +112,10 @@ def test_what_is_measured_is_not_measured_again(measured, monkeypatch):
     monkeypatch.setattr(Trainer, "update", never)
     assert study(variants, context, seeds=(0, 1)) == rows
     other = replace(variants[0], config=replace(variants[0].config, temperature=0.3))
-    with pytest.raises(RuntimeError, match=r"(?s)ConfigMismatch.*temperature: 0\.1 -> 0\.3"):
+    with pytest.raises(ConfigMismatchError, match=r"temperature: 0\.1 -> 0\.3"):
         study([other], context)
     play = small.dataset(context.run.path / "other", replace(small.COLLECT, transitions=80)).path
-    with pytest.raises(RuntimeError, match=r"(?s)ConfigMismatch.*dataset\.dot_red: 120 -> 80"):
+    with pytest.raises(ConfigMismatchError, match=r"dataset\.dot_red: 120 -> 80"):
         study(variants[:1], replace(context, dataset=play))
 
 
@@ -150,6 +150,44 @@ def test_processes_find_what_one_finds(context, tmp_path):
     assert untimed(together) == untimed(alone)
 
 
+def test_a_run_leaves_an_encoder_and_no_weights_beside_it(context, monkeypatch):
+    """An optimiser's state is three times the encoder, and a study trains dozens."""
+    kept = []
+    save = RunDirectory.save_checkpoint
+
+    def counting(run, *args, **options):
+        save(run, *args, **options)
+        kept.append(len(list(run.checkpoint_dir.iterdir())))
+
+    monkeypatch.setattr(RunDirectory, "save_checkpoint", counting)
+    (row,) = study(alpha(STAGES)[:1], context)
+    run = context.run.path / "runs" / "alpha_0-seed0"
+    encoder = Encoder.from_pretrained(run / "encoder")
+    assert encoder.metadata["updates"] == row["updates"]
+    assert len(kept) == 4
+    assert max(kept) == 1
+    (checkpoint,) = (run / "checkpoints").iterdir()
+    assert checkpoint.stat().st_size < 10_000
+    assert {path.name for path in run.iterdir()} >= {"probe.json", "figures.json"}
+    # A run that was killed between the two.
+    (run / "figures.json").unlink()
+    monkeypatch.setattr(Trainer, "update", None)
+    assert untimed(study(alpha(STAGES)[:1], context)) == untimed([row])
+
+
+def test_workers_keep_freed_memory(monkeypatch):
+    class Pool(ThreadPoolExecutor):
+        def __init__(self, workers, mp_context, **options):
+            super().__init__(workers, **options)
+
+    told = []
+    monkeypatch.setattr(running, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(running, "keep_freed_memory", lambda: told.append("keep"))
+    monkeypatch.setattr(running, "train_and_probe", lambda task: {"task": task, "told": [*told]})
+    with running._submitted(["task"], jobs=2) as results:
+        assert [get() for _, get in results] == [{"task": "task", "told": ["keep"]}]
+
+
 def test_fewer_transitions_are_the_first_of_more(context):
     rows = study(
         [Variant("few", small.PRETRAIN, 40, 40), Variant("all", small.PRETRAIN, 120, 120)], context
@@ -165,125 +203,8 @@ def test_fewer_transitions_are_the_first_of_more(context):
     assert [row["x"] for row in rows] == [40, 120]
 
 
-def found(variant, trained_on, gains, seed=0, x=None):
-    """What a run would have left, init's R2 being 0.1 everywhere."""
-    figures = {"variant": variant, "x": x, "seed": seed, "trained_on": trained_on}
-    groups = {"seen": trained_on, "unseen": [name for name in gains if name not in trained_on]}
-    for group, names in groups.items():
-        mean = sum(gains[name] for name in names) / len(names)
-        figures |= {f"z_{group}": 0.1 + mean, f"z_{group}_gain": mean}
-    return figures | {"z_gains": gains, "z_domains": {n: 0.1 + g for n, g in gains.items()}}
-
-
-def drawn(draw, rows):
-    figure = Figure()
-    draw(figure, rows)
-    return figure.axes
-
-
-def lines_of(axes):
-    """What is drawn by label: means, and their deviations."""
-    lines = {}
-    for container in axes.containers:
-        line, _, (deviations,) = container
-        ends = [segment[:, 1] for segment in deviations.get_segments()]
-        points = dict(zip(line.get_xdata(), line.get_ydata(), strict=True))
-        lines[container.get_label()] = points, [(high - low) / 2 for low, high in ends]
-    return lines
-
-
-def bars_of(axes):
-    labels = [text.get_text().partition("\n")[0] for text in axes.get_yticklabels()]
-    return {
-        c.get_label(): dict(zip(labels, (bar.get_width() for bar in c), strict=True))
-        for c in axes.containers
-        if c.get_label() in ("one domain alone", "all together", "seen domains", "unseen domains")
-    }
-
-
-def test_curves_show_means_and_deviations_over_the_seeds():
-    rows = [
-        found(f"alpha_{x}", ["a"], {"a": x + 0.2 * seed, "b": 2 * x}, seed, x)
-        for x in (0.0, 0.1)
-        for seed in (0, 1)
-    ]
-    for row in rows:
-        row |= {"prototype_similarity_mean": -row["x"], "prototype_similarity_max": 0.5}
-    probes, coverage = drawn(STUDIES["alpha"].draw, rows)
-    seen, deviations = lines_of(probes)["seen domains"]
-    assert seen == pytest.approx({0.0: 0.2, 0.1: 0.3})
-    assert deviations == pytest.approx([0.1, 0.1])
-    assert lines_of(probes)["unseen domains"][0] == pytest.approx({0.0: 0.1, 0.1: 0.3})
-    mean, _ = lines_of(coverage)["mean cosine of two prototypes"]
-    assert mean == pytest.approx({0.0: 0.0, 0.1: -0.1})
-    assert lines_of(coverage)["largest"][0] == pytest.approx({0.0: 0.5, 0.1: 0.5})
-
-
-def test_more_domains_are_judged_domain_by_domain():
-    """The mean over the domains that are trained on is that of other domains in every variant:
-    equal gains of each domain are level curves."""
-    level = {"a": 0.6, "b": 0.1, "c": 0.3, "d": 0.2, "e": 0.4}
-    rows = [
-        found(f"domains_{n}", ["a", "b", "c"][:n], level, seed, n)
-        for n in (1, 2, 3)
-        for seed in (0, 1)
-    ]
-    (axes,) = drawn(STUDIES["domains"].draw, rows)
-    curves = lines_of(axes)
-    for name, gain in level.items():
-        assert curves[name][0] == pytest.approx({1: gain, 2: gain, 3: gain})
-    assert curves["mean of those never trained on"][0] == pytest.approx({1: 0.3, 2: 0.3, 3: 0.3})
-    filled = [line for line in axes.lines if line.get_linestyle() == "None"]
-    at = [line.get_xdata() for line in filled if line.get_marker() == "o"]
-    assert [list(x) for x in at] == [[1, 2, 3], [2, 3], [3]]
-    lines = report.table(rows).splitlines()
-    heads = [cell.strip() for cell in lines[0].split("|")]
-    assert heads[1:] == [
-        "variant", "R2 of z, unseen by all", "gain", "a", "gain", "b", "gain", "c", "gain",
-        "d", "gain", "e", "gain", "",
-    ]  # fmt: skip
-    second = [cell.strip() for cell in lines[3].split("|")]
-    assert second[1:4] == ["domains_2", "0.400 ± 0.000", "+0.300 ± 0.000"]
-    assert second[6:10] == ["**0.200 ± 0.000**", "**+0.100 ± 0.000**", "0.400 ± 0.000",
-                            "+0.300 ± 0.000"]  # fmt: skip
-
-
-def test_each_domain_alone_is_beside_itself_among_all():
-    gains = {  # of a, b and the unseen c, by what is trained on
-        "a": {"a": 0.5, "b": 0.1, "c": 0.0},
-        "b": {"a": 0.2, "b": 0.3, "c": 0.2},
-        "all_domains": {"a": 0.6, "b": 0.2, "c": 0.4},
-    }
-    rows = [
-        found(name, ["a", "b"] if name == "all_domains" else [name], of, seed)
-        for name, of in gains.items()
-        for seed in (0, 1)
-    ]
-    (axes,) = drawn(STUDIES["single"].draw, rows)
-    assert bars_of(axes) == {
-        "one domain alone": pytest.approx({"a": 0.5, "b": 0.3, "c": 0.1}),
-        "all together": pytest.approx({"a": 0.6, "b": 0.2, "c": 0.4}),
-    }
-    assert "mean over one-domain encoders" in axes.get_yticklabels()[2].get_text()
-    assert "seen |" not in report.table(rows)
-
-
-def test_variants_have_a_bar_each_for_seen_and_unseen():
-    rows = [found("one", ["a"], {"a": 0.5, "b": 0.1}), found("two", ["a"], {"a": 0.4, "b": -0.2})]
-    (axes,) = drawn(STUDIES["components"].draw, rows)
-    assert bars_of(axes) == {
-        "seen domains": pytest.approx({"one": 0.5, "two": 0.4}),
-        "unseen domains": pytest.approx({"one": 0.1, "two": -0.2}),
-    }
-    heads = report.table(rows).splitlines()[0].replace(" | gain", "+")
-    assert heads == "| variant | R2 of z, seen+ | R2 of z, unseen+ | a+ | b+ |"
-
-
-@pytest.mark.parametrize("name", ["alpha", "domains", "single", "components"])
-def test_a_figure_is_written(measured, name, tmp_path):
+def test_the_table_is_of_means_over_seeds(measured):
     _, rows = measured
-    pictures.save(STUDIES[name].draw, rows, tmp_path / "figures" / "a.png")
-    assert (tmp_path / "figures" / "a.png").stat().st_size > 1000
     table = report.table(rows)
     assert table.count("±") > 4
     assert len(table.splitlines()) == 4
@@ -396,6 +317,100 @@ def test_more_unseen_domains_are_probed_without_training_again(context, monkeypa
     (again,) = running.run_study(variants, more, context, seeds=(0,), jobs=1)
     assert again["z_domains"] == row["z_domains"] | {"dot_white": again["z_domains"]["dot_white"]}
     assert study(variants, context)[0]["z_unseen"] == row["z_unseen"]
+
+
+def test_a_part_leaves_what_stands_in_the_table(monkeypatch, tmp_path):
+    few = lambda stages: alpha(stages)[:3]  # noqa: E731
+    monkeypatch.setitem(STUDIES, "alpha", replace(STUDIES["alpha"], variants=few))
+
+    def runs(**flags):
+        ask(monkeypatch, "alpha", tmp_path, **flags)
+        rows = RunDirectory(tmp_path).read_json("alpha.json")["runs"]
+        return [(row["variant"], row["seed"]) for row in rows]
+
+    both = [("alpha_0", 0), ("alpha_0", 1)]
+    assert runs(only=("alpha_0",), seeds=2) == both
+    assert runs(only=("alpha_0.002",)) == [*both, ("alpha_0.002", 0)]
+    table = (tmp_path / "alpha.md").read_text()
+    assert [line.split(" | ")[0] for line in table.splitlines()[2:4]] == [
+        "| alpha_0",
+        "| alpha_0.002",
+    ]
+    changed = replace(STAGES, pretrain=replace(STAGES.pretrain, temperature=0.3))
+    longer = collecting(transitions=150)
+    other = replace(STUDIES["alpha"], variants=lambda stages: few(stages)[1:])
+    monkeypatch.setattr(Trainer, "update", None)
+    for stages in (changed, longer):
+        with pytest.raises(ConfigMismatchError):
+            runs(only=("alpha_0.001",), stages=stages)
+    monkeypatch.setitem(STUDIES, "alpha", other)
+    with pytest.raises(ConfigMismatchError, match="alpha of another config, with alpha_0; ask"):
+        runs(only=("alpha_0.001",))
+    assert (tmp_path / "alpha.md").read_text() == table
+    assert small.ReplayBuffer.open(tmp_path / "dataset").num_transitions("dot_red") == 120
+
+
+def test_what_is_measured_is_tabled_where_others_fail(monkeypatch, tmp_path):
+    update = Trainer.update
+
+    def failing(self, domains):
+        if self.config.intrinsic_weight > 0:
+            raise OSError("as if the disk were full")
+        return update(self, domains)
+
+    monkeypatch.setattr(Trainer, "update", failing)
+    with pytest.raises(RuntimeError, match=r"1 of 2 runs failed, alpha_0.001-seed0"):
+        ask(monkeypatch, "alpha", tmp_path, only=("alpha_0", "alpha_0.001"))
+    (row,) = RunDirectory(tmp_path).read_json("alpha.json")["runs"]
+    assert row["variant"] == "alpha_0"
+    assert "| alpha_0 |" in (tmp_path / "alpha.md").read_text()
+    assert (tmp_path / "figures" / "alpha.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("study", "pretrain", "message"),
+    [
+        (
+            "transitions", {"batch_size": 16},
+            r"transitions_8 cannot be trained: batch_size should be at most 8, .* got 16",
+        ),
+        (
+            "alpha", {"batch_size": 121},
+            r"alpha_0 cannot be trained: batch_size should be at most 120",
+        ),
+        (
+            "components", {"batch_size": 2, "domains": ("dot_red", "dot_red", "dot_blue")},
+            r"batches_mixed cannot be trained: batch_size .* the number of domains, 3, .* got 2",
+        ),
+        (
+            "alpha", {"domains": ("dot_red", "dot_green")},
+            r"pretrain\.domains should be some of collect\.domains, .*, got dot_green$",
+        ),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_trained_is_refused_before_any_play(
+    monkeypatch, tmp_path, study, pretrain, message
+):
+    stages = replace(STAGES, pretrain=replace(STAGES.pretrain, **pretrain))
+    with pytest.raises(ValueError, match=message):
+        ask(monkeypatch, study, tmp_path / "run", stages=stages)
+    assert not (tmp_path / "run").exists()
+
+
+def test_as_many_transitions_as_a_batch_are_enough(monkeypatch, tmp_path):
+    stages = replace(STAGES, pretrain=replace(STAGES.pretrain, batch_size=120, rounds=1))
+    ask(monkeypatch, "alpha", tmp_path / "run", stages=stages, only=("alpha_0",))
+    few = small.dataset(tmp_path / "few", replace(small.COLLECT, transitions=100)).path
+    with pytest.raises(ValueError, match=r"alpha_0 cannot .* at most 100"):
+        ask(monkeypatch, "alpha", tmp_path / "other", stages=stages, dataset=few)
+
+
+def test_domains_that_are_trained_on_may_be_chosen():
+    stages = replace(STAGES, pretrain=replace(STAGES.pretrain, domains=("dot_blue", "dot_blue")))
+    stages = replace(stages, collect=replace(stages.collect, domains=("a", "dot_blue")))
+    (variant,) = STUDIES["domains"].variants(stages)
+    assert variant.config.domains == ("dot_blue",)
+    assert variant.config.rounds == 2 * STAGES.pretrain.rounds
 
 
 def test_one_domain_has_nothing_to_be_set_beside():

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from crpt.ablate.studies import Variant
 from crpt.config import Stages
+from crpt.pretrain_input import check_counts
 from crpt.replay import ReplayBuffer
 
 
@@ -32,6 +35,31 @@ def asked_of(stages: Stages, dataset: ReplayBuffer) -> Stages:
     if stages.pretrain.domains or set(dataset.domains) == set(stages.collect.domains):
         return stages
     return replace(stages, pretrain=replace(stages.pretrain, domains=stages.collect.domains))
+
+
+def check_variants(
+    variants: Sequence[Variant], stages: Stages, dataset: ReplayBuffer | None
+) -> None:
+    """ValueError unless each can be trained on its random play: the dataset, or what is about to be
+    recorded."""
+    for variant in variants:
+        names = tuple(dict.fromkeys(variant.config.domains or stages.collect.domains))
+        if others := [name for name in names if name not in stages.collect.domains]:
+            raise ValueError(
+                "pretrain.domains should be some of collect.domains, "
+                f"{', '.join(stages.collect.domains)}, got {', '.join(others)}"
+            )
+        stack = variant.config.frame_stack
+        held = {
+            name: variant.transitions
+            if dataset is None
+            else len(dataset.indices(name, frame_stack=stack))
+            for name in names
+        }
+        try:
+            check_counts(variant.config, held)
+        except ValueError as error:
+            raise ValueError(f"{variant.name} cannot be trained: {error}") from error
 
 
 def _how_recorded(dataset: ReplayBuffer) -> dict[str, Any]:

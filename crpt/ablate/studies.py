@@ -65,7 +65,7 @@ def transitions(stages: Stages) -> list[Variant]:
 
 
 def domains(stages: Stages) -> list[Variant]:
-    names = stages.collect.domains
+    names = tuple(dict.fromkeys(_turns(stages)))
     return [
         Variant(f"domains_{n}", _trained_on(stages, names[:n]), _transitions(stages), n)
         for n in range(1, len(names) + 1)
@@ -73,9 +73,9 @@ def domains(stages: Stages) -> list[Variant]:
 
 
 def single(stages: Stages) -> list[Variant]:
-    names = stages.collect.domains
+    names = tuple(dict.fromkeys(_turns(stages)))
     if len(names) < 2:
-        raise ValueError(f"collect.domains should be at least 2 for single, got {' '.join(names)}")
+        raise ValueError(f"domains should be at least 2 for single, got {' '.join(names)}")
     alone = [Variant(n, _trained_on(stages, (n,)), _transitions(stages)) for n in names]
     return [*alone, Variant("all_domains", _trained_on(stages, names), _transitions(stages))]
 
@@ -116,9 +116,14 @@ def _transitions(stages: Stages) -> int:
     return stages.collect.transitions
 
 
+def _turns(stages: Stages) -> tuple[str, ...]:
+    """The domains of a round's updates."""
+    return stages.pretrain.domains or stages.collect.domains
+
+
 def _trained_on(stages: Stages, names: tuple[str, ...]) -> PretrainConfig:
     """As many updates as all domains together get."""
-    rounds = round(stages.pretrain.rounds * len(stages.collect.domains) / len(names))
+    rounds = round(stages.pretrain.rounds * len(_turns(stages)) / len(names))
     return replace(stages.pretrain, domains=names, rounds=rounds)
 
 
