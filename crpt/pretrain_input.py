@@ -47,27 +47,34 @@ def check_sizes(
     config: PretrainConfig, buffer: ReplayBuffer, domains: tuple[str, ...], team: Team
 ) -> None:
     """ValueError unless batches of that size can be drawn, and shared by the team."""
-    least = config.frame_stack
     found = {d: len(buffer.indices(d, frame_stack=config.frame_stack)) for d in domains}
-    short = ", ".join(f"{domain} {n}" for domain, n in found.items() if n < least)
+    check_counts(config, found, processes=team.size)
+
+
+def check_counts(
+    config: PretrainConfig, transitions: Mapping[str, int], *, processes: int = 1
+) -> None:
+    """`check_sizes` of a dataset of domains with so many transitions each."""
+    least = config.frame_stack
+    short = ", ".join(f"{domain} {n}" for domain, n in transitions.items() if n < least)
     if short:
         raise ValueError(
             f"every domain should have at least {least} transitions, as many as an observation "
             f"has frames, got {short}; record more of it, or leave it out of the dataset"
         )
-    if config.batch_size % team.size:
+    if config.batch_size % processes:
         raise ValueError(
-            f"batch_size should be a multiple of the {team.size} processes, got {config.batch_size}"
+            f"batch_size should be a multiple of the {processes} processes, got {config.batch_size}"
         )
-    shares = len(config.domains or domains) if config.batches == "mixed" else 1
+    shares = len(config.domains or transitions) if config.batches == "mixed" else 1
     if config.batch_size < shares:
         raise ValueError(
             f"batch_size should be at least the number of domains, {shares}, with batches "
             f"mixed, got {config.batch_size}"
         )
-    most = largest_batch(config, found)
+    most = largest_batch(config, transitions)
     if config.batch_size > most:
-        held = ", ".join(f"{domain} {n}" for domain, n in found.items())
+        held = ", ".join(f"{domain} {n}" for domain, n in transitions.items())
         raise ValueError(
             f"batch_size should be at most {most}, as many as there are transitions for ({held}), "
             f"got {config.batch_size}; record more, or choose a smaller batch_size"

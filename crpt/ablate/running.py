@@ -2,87 +2,70 @@
 
 from __future__ import annotations
 
+import glob
 import multiprocessing
 import os
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
+from crpt.ablate.checks import check_variants
 from crpt.ablate.studies import Variant
+from crpt.ablate.task import FIGURES, Task, check_config, train_and_probe
 from crpt.collect import collect
-from crpt.config import ProbeConfig, Stages
-from crpt.encoder import initial_encoder
+from crpt.config import Stages
 from crpt.interrupt import Interrupted
-from crpt.probe import probe, to_json
+from crpt.memory import keep_freed_memory
 from crpt.replay import ReplayBuffer
-from crpt.run_directory import RunDirectory
+from crpt.run_directory import ConfigMismatchError
 from crpt.seeds import stream_seed
-from crpt.stages import PROBE_STREAM, Context, collect_stage, dataset_identity, pretrain_stage
-
-FIGURES = "figures.json"
-# Of the last logged round, means over its batches.
-LOGGED = (
-    "distance_from_trivial",
-    "effective_rank",
-    "prototypes_in_use",
-    "usage_entropy",
-    "prototype_similarity_mean",
-    "prototype_similarity_max",
-)
+from crpt.stages import PROBE_STREAM, Context, collect_stage
 
 
-@dataclass(frozen=True)
-class Task:
-    """One variant with one seed, and where everything is."""
+class RunsFailedError(RuntimeError):
+    """Some runs of a study have failed; `rows` are the figures of the others."""
 
-    variant: Variant
-    seed: int
-    run_dir: Path
-    dataset: Path
-    probe_dataset: Path
-    probe: ProbeConfig
-    trained_on: tuple[str, ...]
-    device: str
-    threads: int
+    def __init__(self, message: str, rows: list[dict[str, Any]]) -> None:
+        super().__init__(message)
+        self.rows = rows
 
 
 def run_study(
-    variants: list[Variant], stages: Stages, context: Context, *, seeds: tuple[int, ...], jobs: int
+    variants: list[Variant],
+    stages: Stages,
+    context: Context,
+    *,
+    seeds: tuple[int, ...],
+    jobs: int,
+    only: tuple[str, ...] = (),
 ) -> list[dict[str, Any]]:
-    """The figures of every variant with every seed, in that order; those that are there already
-    are not measured again. Raises RuntimeError, after the others, for those that fail.
+    """The figures of every variant with every seed, or only of those named so; and of what else of
+    these variants is measured in the run directory. That is not measured again.
 
     The random play to train on and to probe is the same for all: that of the context's seed.
+
+    Raises:
+        ValueError: what is asked for cannot be trained; nothing was.
+        ConfigMismatchError: a run was begun with another config or dataset; nothing was trained.
+        RunsFailedError: some have failed, after the others.
     """
     if jobs < 1:
         raise ValueError(f"jobs should be at least 1, got {jobs}")
-    probes = _probe_dataset(stages, context)
-    datasets = {n: _dataset(stages, context, n) for n in sorted({v.transitions for v in variants})}
-    threads = max(1, len(os.sched_getaffinity(0)) // jobs) if jobs > 1 else torch.get_num_threads()
-    tasks = [
-        Task(
-            variant=variant,
-            seed=seed,
-            run_dir=context.run.path / "runs" / f"{variant.name}-seed{seed}",
-            dataset=datasets[variant.transitions],
-            probe_dataset=probes,
-            probe=stages.probe,
-            trained_on=tuple(dict.fromkeys(variant.config.domains or stages.collect.domains)),
-            device=context.device,
-            threads=threads,
-        )
-        for variant in variants
-        for seed in seeds
-    ]
+    chosen = [variant for variant in variants if not only or variant.name in only]
+    dataset = None if context.dataset is None else ReplayBuffer.open(context.dataset)
+    check_variants(chosen, stages, dataset)
+    _check_growth(stages, context)
+    runs = {v: _seeds_measured(v, context) | set(seeds if v in chosen else ()) for v in variants}
+    tasks = _tasks(runs, stages, context, jobs)
+    for task in tasks:
+        check_config(task)
     done: dict[int, dict[str, Any]] = {}
     failed: dict[int, Exception] = {}
     bar = tqdm(total=len(tasks), desc="ablate", unit="run", disable=not context.progress)
@@ -96,85 +79,67 @@ def run_study(
                 failed[i] = error
             bar.update()
             bar.set_postfix_str(tasks[i].variant.name)
+    rows = [done[i] for i in sorted(done)]
     if failed:
         first = min(failed)
         names = ", ".join(tasks[i].run_dir.name for i in sorted(failed))
-        raise RuntimeError(
+        raise RunsFailedError(
             f"{len(failed)} of {len(tasks)} runs failed, {names}; the others are measured. "
-            f"{tasks[first].run_dir.name}: {type(failed[first]).__name__}: {failed[first]}"
+            f"{tasks[first].run_dir.name}: {type(failed[first]).__name__}: {failed[first]}",
+            rows,
         ) from failed[first]
-    return [done[i] for i in range(len(tasks))]
+    return rows
 
 
-def train_and_probe(task: Task) -> dict[str, Any]:
-    """The figures of one task, also in its run directory."""
-    run = RunDirectory(task.run_dir)
-    found: dict[str, Any] | None = run.read_json(FIGURES)
-    context = Context(run, task.seed, task.device, progress=False, dataset=task.dataset)
-    if found is not None:
-        trained_on = {"dataset": dataset_identity(ReplayBuffer.open(task.dataset))}
-        run.check(
-            {
-                "seed": task.seed,
-                "pretrain": task.variant.config,
-                "pretrain_input": trained_on,
-                "probe": task.probe,
-            }
+def _tasks(
+    runs: dict[Variant, set[int]], stages: Stages, context: Context, jobs: int
+) -> list[Task]:
+    """One of each variant and seed; records the random play that they need."""
+    probed = tuple(dict.fromkeys(stages.collect.domains + stages.probe.unseen))
+    probes = _probe_dataset(stages, context, probed)
+    lengths = sorted({variant.transitions for variant, seeds in runs.items() if seeds})
+    datasets = {length: _dataset(stages, context, length) for length in lengths}
+    threads = max(1, len(os.sched_getaffinity(0)) // jobs) if jobs > 1 else torch.get_num_threads()
+    return [
+        Task(
+            variant=variant,
+            seed=seed,
+            run_dir=_runs(context) / f"{variant.name}-seed{seed}",
+            dataset=datasets[variant.transitions],
+            probe_dataset=probes,
+            probe=stages.probe,
+            probed=probed,
+            device=context.device,
+            threads=threads,
         )
-        return found
-    torch.set_num_threads(task.threads)
-    context.claim("probe", task.probe)
-    begun = time.monotonic()
-    encoder = pretrain_stage(context, task.variant.config)
-    trained = time.monotonic()
-    result = to_json(
-        probe(
-            task.probe,
-            ReplayBuffer.open(task.probe_dataset),
-            encoder,
-            initial_encoder(encoder.config, task.seed),
-            seen=task.trained_on,
-            device=task.device,
-            progress=False,
+        for variant, seeds in runs.items()
+        for seed in sorted(seeds)
+    ]
+
+
+def _runs(context: Context) -> Path:
+    return context.run.path / "runs"
+
+
+def _seeds_measured(variant: Variant, context: Context) -> set[int]:
+    begin = f"{variant.name}-seed"
+    found = _runs(context).glob(f"{glob.escape(begin)}*/{FIGURES}")
+    seeds = [path.parent.name.rpartition("-seed")[2] for path in found]
+    return {int(seed) for seed in seeds if seed.isdecimal()}
+
+
+def _check_growth(stages: Stages, context: Context) -> None:
+    """The run directory's own play may not grow under the runs that were trained on it."""
+    recorded = context.run.read_config().get("collect")
+    if context.dataset is not None or not recorded or not any(_runs(context).rglob(FIGURES)):
+        return
+    asked = {"domains": list(stages.collect.domains), "transitions": stages.collect.transitions}
+    differing = [f"{k}: {recorded[k]} -> {v}" for k, v in asked.items() if recorded[k] != v]
+    if differing:
+        raise ConfigMismatchError(
+            f"{context.run.path} holds runs that were trained on other play (there -> asked for), "
+            f"{', '.join(differing)}; ask for the same, or choose another --run-dir"
         )
-    )
-    run.write_json("probe.json", result)
-    figures = {
-        "variant": task.variant.name,
-        "x": task.variant.x,
-        "seed": task.seed,
-        "trained_on": list(task.trained_on),
-        "updates": encoder.metadata["updates"],
-        "pretrain_seconds": round(trained - begun, 1),
-        "probe_seconds": round(time.monotonic() - trained, 1),
-        **_probe_figures(result, task),
-        **_logged(run),
-    }
-    run.write_json(FIGURES, figures)
-    return figures
-
-
-def _probe_figures(result: dict[str, Any], task: Task) -> dict[str, Any]:
-    """R2 and its gain over init: means over the domains trained on and over those that no variant
-    is trained on, and of each domain."""
-    figures: dict[str, Any] = {}
-    for features in ("z", "h"):
-        rows = {r["domain"]: r for r in result["domains"] if r["features"] == features}
-        groups = {"seen": task.trained_on, "unseen": task.probe.unseen}
-        for group, names in groups.items():
-            if names:
-                r2 = [rows[name]["trained"]["r2"] for name in names]
-                gain = [rows[name]["gain"] for name in names]
-                figures[f"{features}_{group}"] = float(np.mean(r2))
-                figures[f"{features}_{group}_gain"] = float(np.mean(gain))
-        figures[f"{features}_domains"] = {name: r["trained"]["r2"] for name, r in rows.items()}
-    return figures
-
-
-def _logged(run: RunDirectory) -> dict[str, float]:
-    lines = run.metrics("pretrain")
-    last = [line for line in lines if line["step"] == lines[-1]["step"]]
-    return {key: float(np.mean([line[key] for line in last])) for key in LOGGED if key in last[0]}
 
 
 @contextmanager
@@ -187,7 +152,8 @@ def _submitted(
         return
     # Spawned: a process that was forked cannot use a GPU.
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(jobs, len(tasks)), mp_context=spawn) as pool:
+    workers = min(jobs, len(tasks))
+    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=keep_freed_memory) as pool:
         futures = {pool.submit(train_and_probe, task): i for i, task in enumerate(tasks)}
         try:
             yield ((futures[future], future.result) for future in as_completed(futures))
@@ -208,11 +174,11 @@ def _dataset(stages: Stages, context: Context, transitions: int) -> Path:
     return path
 
 
-def _probe_dataset(stages: Stages, context: Context) -> Path:
+def _probe_dataset(stages: Stages, context: Context, domains: tuple[str, ...]) -> Path:
     path = context.run.path / "probe_dataset"
     config = replace(
         stages.collect,
-        domains=tuple(dict.fromkeys(stages.collect.domains + stages.probe.unseen)),
+        domains=domains,
         transitions=stages.probe.episodes * stages.probe.episode_length,
         episode_length=stages.probe.episode_length,
     )

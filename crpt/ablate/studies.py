@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
+from crpt.ablate.pictures import Draw, alone_and_together, bars, curves_over, gains_over_domains
 from crpt.config import PRESETS, Objective, PretrainConfig, Stages
 
 ALPHAS = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
@@ -45,8 +46,7 @@ class Study:
     """A question."""
 
     asks: str
-    axis: str | None
-    """What the figure's axis shows; none: a bar per variant."""
+    draw: Draw
     variants: Callable[[Stages], list[Variant]]
 
 
@@ -65,7 +65,7 @@ def transitions(stages: Stages) -> list[Variant]:
 
 
 def domains(stages: Stages) -> list[Variant]:
-    names = stages.collect.domains
+    names = tuple(dict.fromkeys(_turns(stages)))
     return [
         Variant(f"domains_{n}", _trained_on(stages, names[:n]), _transitions(stages), n)
         for n in range(1, len(names) + 1)
@@ -73,7 +73,9 @@ def domains(stages: Stages) -> list[Variant]:
 
 
 def single(stages: Stages) -> list[Variant]:
-    names = stages.collect.domains
+    names = tuple(dict.fromkeys(_turns(stages)))
+    if len(names) < 2:
+        raise ValueError(f"domains should be at least 2 for single, got {' '.join(names)}")
     alone = [Variant(n, _trained_on(stages, (n,)), _transitions(stages)) for n in names]
     return [*alone, Variant("all_domains", _trained_on(stages, names), _transitions(stages))]
 
@@ -114,19 +116,32 @@ def _transitions(stages: Stages) -> int:
     return stages.collect.transitions
 
 
+def _turns(stages: Stages) -> tuple[str, ...]:
+    """The domains of a round's updates."""
+    return stages.pretrain.domains or stages.collect.domains
+
+
 def _trained_on(stages: Stages, names: tuple[str, ...]) -> PretrainConfig:
     """As many updates as all domains together get."""
-    rounds = round(stages.pretrain.rounds * len(stages.collect.domains) / len(names))
+    rounds = round(stages.pretrain.rounds * len(_turns(stages)) / len(names))
     return replace(stages.pretrain, domains=names, rounds=rounds)
 
 
 STUDIES: dict[str, Study] = {
-    "alpha": Study("coverage and probes against the intrinsic weight", "intrinsic weight", alpha),
-    "transitions": Study(
-        "probes against the random transitions of each domain", "transitions", transitions
+    "alpha": Study(
+        "coverage and probes against the intrinsic weight", curves_over("intrinsic weight"), alpha
     ),
-    "domains": Study("probes against the number of domains, as many updates", "domains", domains),
-    "single": Study("one domain alone against all together, as many updates", None, single),
-    "components": Study("one component at a time, and other objectives", None, components),
-    "objectives": Study("objectives under the same data and budget", None, objectives),
+    "transitions": Study(
+        "probes against the random transitions of each domain",
+        curves_over("transitions"),
+        transitions,
+    ),
+    "domains": Study(
+        "probes against the number of domains, as many updates", gains_over_domains, domains
+    ),
+    "single": Study(
+        "one domain alone against all together, as many updates", alone_and_together, single
+    ),
+    "components": Study("one component at a time, and other objectives", bars, components),
+    "objectives": Study("objectives under the same data and budget", bars, objectives),
 }
