@@ -23,7 +23,8 @@ def intrinsic_loss(prototypes: Tensor, offset: float = 1.5) -> Tensor:
     Args:
         prototypes: c, [..., M, D], M, D >= 1; float32, float16, bfloat16 or float64. Usually unit
             rows: then s lies in [-1, 1], and offset > 1 keeps the denominator positive.
-        offset: > 0.
+        offset: > 0, in [1.2e-38, 8.5e37] (for float64 [2.3e-308, 4.4e307]), so that it and its
+            inverse are numbers of the type computed in.
 
     Returns:
         loss [...] in the dtype of the prototypes, computed in float32 (float64 for float64).

@@ -20,7 +20,8 @@ def prototype_loss(scores: Tensor, codes: Tensor, temperature: float = 0.1) -> T
         scores: [..., B, M], B, M >= 1; float32, float16, bfloat16 or float64.
         codes: q, shape, dtype and device of the scores; usually from `sinkhorn`. Rows need not sum
             to 1.
-        temperature: T > 0.
+        temperature: T, in [1.2e-38, 8.5e37] (for float64 [2.3e-308, 4.4e307]), so that T and 1 / T
+            are numbers of the type computed in.
 
     Returns:
         loss [...] in the dtype of the scores, computed in float32 (float64 for float64).

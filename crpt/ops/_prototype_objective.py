@@ -36,9 +36,11 @@ def prototype_objective(
         prototypes: c, [..., M, D], M >= 1; dtype, device and leading dimensions of the embeddings.
         codes: q, [..., B, M], likewise; usually from `sinkhorn`. They are targets: no gradient
             reaches them.
-        temperature: T > 0.
-        intrinsic_weight: w >= 0.
-        offset: > 0; of the intrinsic loss, whose derivative is one-sided (see there).
+        temperature: T, in [1.2e-38, 8.5e37] (for float64 [2.3e-308, 4.4e307]), so that T and 1 / T
+            are numbers of the type computed in.
+        intrinsic_weight: w >= 0; with 0 the intrinsic loss has no part in L, whatever its value.
+        offset: > 0, within the same bounds; of the intrinsic loss, whose derivative is one-sided
+            (see there).
 
     Returns:
         (L, L_comp, L_intr), each [...] in the dtype of the embeddings, computed in float32 (float64

@@ -17,6 +17,9 @@ def prototype_similarity(embeddings: Tensor, prototypes: Tensor) -> Tensor:
         similarity_{bm} = \frac{\langle e_b, c_m \rangle}{\max(|e_b|, 10^{-12}) \max(|c_m|,
         10^{-12})}
 
+    Rows longer than 1.8e19 in float32 (1.3e154 in float64), whose squares overflow, count as
+    infinitely long: their similarity is 0, as in torch.nn.functional.normalize.
+
     Args:
         embeddings: [..., B, D], D >= 1; float32, float16, bfloat16 or float64. B may be 0.
         prototypes: [..., M, D], M >= 1, dtype and device of the embeddings. Leading dimensions

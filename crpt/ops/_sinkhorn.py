@@ -34,7 +34,8 @@ def sinkhorn(
     Args:
         scores: [..., B, M], B, M >= 1; float32, float16, bfloat16 or float64. Leading dimensions
             are separate problems.
-        temperature: T > 0.
+        temperature: T, in [1.2e-38, 8.5e37] (for float64 [2.3e-308, 4.4e307]), so that T and 1 / T
+            are numbers of the type computed in.
         iterations: >= 0; with 0 the codes are the softmax of scores / T.
         group: a torch.distributed process group whose processes each hold some samples of one
             batch. The sums over b then run over the samples of all, and the codes returned are

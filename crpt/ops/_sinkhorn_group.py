@@ -13,6 +13,8 @@ from torch import Tensor
 from crpt.ops.checks import compute_dtype
 from crpt.ops.reference import LOWEST_LOG_KERNEL
 
+_BITS = {torch.float32: torch.int32, torch.float64: torch.int64}
+
 
 @torch.no_grad()
 def sinkhorn_group(
@@ -53,11 +55,17 @@ def _largest(s: Tensor, group: dist.ProcessGroup) -> Tensor:
         high = s.amax(dim=-2, keepdim=True)
     else:
         high = s.new_full((*s.shape[:-2], 1, s.shape[-1]), -torch.inf)
-    # What a maximum over processes makes of NaN is the backend's choice; of infinity it is not,
-    # and an infinite score comes to NaN anyway.
-    high = torch.where(high.isnan(), torch.inf, high)
-    dist.all_reduce(high, dist.ReduceOp.MAX, group)
-    return torch.where(high == torch.inf, torch.nan, high)
+    # What a maximum over processes makes of NaN is the backend's choice; among these integers it is
+    # the largest, above infinity, once all NaN are the same one.
+    bits = torch.where(high.isnan(), torch.nan, high).view(_BITS[high.dtype])
+    keys = _in_order(bits)
+    dist.all_reduce(keys, dist.ReduceOp.MAX, group)
+    return _in_order(keys).view(high.dtype)
+
+
+def _in_order(bits: Tensor) -> Tensor:
+    """The bits of floating-point numbers as integers in the same order, and back again."""
+    return torch.where(bits < 0, bits ^ torch.iinfo(bits.dtype).max, bits)
 
 
 def _sum(x: Tensor, group: dist.ProcessGroup) -> Tensor:

@@ -17,6 +17,13 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 IMAGES = (*FLOATS, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool)
 STACKS = (*FLOATS, torch.uint8)
 LARGEST_PAD = 2**31 - 1  # position + shift is far from overflow
+# Normal numbers whose inverse is one too, of the type that each dtype is computed in.
+_INVERTIBLE = {
+    dtype: (2.0**-power, 2.0**power)
+    for dtype, power in (
+        (torch.float32, 126), (torch.float16, 126), (torch.bfloat16, 126), (torch.float64, 1022),
+    )
+}  # fmt: skip
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -27,7 +34,7 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 def sinkhorn(scores: Tensor, temperature: float, iterations: int) -> None:
     _floating("scores", scores)
     _scores_shape("scores", scores)
-    _positive("temperature", temperature)
+    _positive("temperature", temperature, scores.dtype)
     _at_least("iterations", iterations, 0)
 
 
@@ -37,7 +44,7 @@ def sinkhorn_group(scores: Tensor, temperature: float, iterations: int) -> None:
     shape = scores.shape
     if len(shape) < 2 or not _hold(shape[-1] >= 1):
         raise ValueError(f"scores should be [..., B, M] with M >= 1, got {list(shape)}")
-    _positive("temperature", temperature)
+    _positive("temperature", temperature, scores.dtype)
     _at_least("iterations", iterations, 0)
 
 
@@ -75,7 +82,7 @@ def prototype_loss(scores: Tensor, codes: Tensor, temperature: float) -> None:
         raise ValueError(
             f"codes should be {list(scores.shape)} like scores, got {list(codes.shape)}"
         )
-    _positive("temperature", temperature)
+    _positive("temperature", temperature, scores.dtype)
 
 
 def prototype_loss_backward(
@@ -126,10 +133,10 @@ def prototype_objective(
     expected_codes = (*e[:-1], c[-2])
     if not _equal(codes.shape, expected_codes):
         raise ValueError(f"codes should be {list(expected_codes)}, got {list(codes.shape)}")
-    _positive("temperature", temperature)
+    _positive("temperature", temperature, embeddings.dtype)
     if not 0 <= intrinsic_weight < math.inf:
         raise ValueError(f"intrinsic_weight should be >= 0 and finite, got {intrinsic_weight}")
-    _positive("offset", offset)
+    _positive("offset", offset, embeddings.dtype)
 
 
 def prototype_objective_backward(
@@ -156,7 +163,7 @@ def intrinsic_loss(prototypes: Tensor, offset: float) -> None:
     shape = prototypes.shape
     if len(shape) < 2 or not _hold(shape[-2] >= 1, shape[-1] >= 1):
         raise ValueError(f"prototypes should be [..., M, D] with M, D >= 1, got {list(shape)}")
-    _positive("offset", offset)
+    _positive("offset", offset, prototypes.dtype)
 
 
 def intrinsic_loss_backward(grad: Tensor, prototypes: Tensor, weights: Tensor) -> None:
@@ -362,9 +369,19 @@ def _pad(pad: int) -> None:
         raise ValueError(f"pad should be <= {LARGEST_PAD}, got {pad}")
 
 
-def _positive(name: str, value: float) -> None:
+def _positive(name: str, value: float, dtype: torch.dtype) -> None:
+    """For inputs of that dtype: what divides by the value, or multiplies by its inverse, meets no
+    zero and no infinity that the value itself is not."""
+    least, most = _INVERTIBLE[dtype]
+    if least <= value <= most:
+        return
     if not 0 < value < math.inf:
         raise ValueError(f"{name} should be positive and finite, got {value}")
+    compute = str(compute_dtype(dtype)).removeprefix("torch.")
+    raise ValueError(
+        f"{name} should be in [{least:.3g}, {most:.3g}], where {compute} holds it and its inverse, "
+        f"got {value}"
+    )
 
 
 def _at_least(name: str, value: int, least: int) -> None:

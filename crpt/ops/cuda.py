@@ -244,8 +244,12 @@ def prototype_objective_cuda(
         grad_embeddings = prototype_similarity_backward_cuda(grad_scores, unit, norm, c)
     if of_prototypes:
         grad_prototypes = matmul(grad_scores.mT, unit)
-        grad_prototypes.add_(matmul(weights, c), alpha=intrinsic_weight)
-    loss = torch.add(comparison, intrinsic, alpha=intrinsic_weight)
+        if intrinsic_weight > 0:
+            grad_prototypes.add_(matmul(weights, c), alpha=intrinsic_weight)
+    if intrinsic_weight > 0:
+        loss = torch.add(comparison, intrinsic, alpha=intrinsic_weight)
+    else:
+        loss = comparison.clone()
     return (
         loss.to(dtype), comparison.to(dtype), intrinsic.to(dtype), grad_embeddings, grad_prototypes
     )  # fmt: skip

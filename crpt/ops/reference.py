@@ -101,7 +101,7 @@ def prototype_objective(
     c = prototypes.to(compute)
     comparison = prototype_loss(e @ c.mT, codes.detach().to(compute), temperature)
     intrinsic = intrinsic_loss(c, offset)
-    loss = comparison + intrinsic_weight * intrinsic
+    loss = comparison + intrinsic_weight * intrinsic if intrinsic_weight > 0 else comparison
     dtype = embeddings.dtype
     return loss.to(dtype), comparison.detach().to(dtype), intrinsic.detach().to(dtype)
 

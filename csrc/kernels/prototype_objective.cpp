@@ -80,8 +80,9 @@ void losses(const PrototypeObjectiveArgs& args) {
     const double* rows = row_losses.get() + problem * (B + M);
     const double comparison = sum_of(rows, B) / static_cast<double>(B);
     const double intrinsic = sum_of(rows + B, M);
-    const double loss = comparison + args.intrinsic_weight * intrinsic;
-    narrow(static_cast<A>(loss), static_cast<T*>(args.loss) + problem);
+    // Without weight it has no part in the loss, not even where it is infinite.
+    const double weighted = args.intrinsic_weight > 0 ? args.intrinsic_weight * intrinsic : 0;
+    narrow(static_cast<A>(comparison + weighted), static_cast<T*>(args.loss) + problem);
     narrow(static_cast<A>(comparison), static_cast<T*>(args.comparison) + problem);
     narrow(static_cast<A>(intrinsic), static_cast<T*>(args.intrinsic) + problem);
   }

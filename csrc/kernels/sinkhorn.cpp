@@ -188,9 +188,6 @@ void sinkhorn_typed(const SinkhornArgs& args) {
   // same.
   const int team = team_size(args.threads, args.problems * size);
   const bool many = args.problems >= team;
-  // A temperature that is 0 in float is as good as the smallest one.
-  const A smallest = sizeof(A) == 8 ? static_cast<A>(0x1p-1074) : static_cast<A>(0x1p-149f);
-  const A given = static_cast<A>(args.temperature), temperature = given > 0 ? given : smallest;
   const int64_t workers = many ? team : 1;
   const ScratchSize<T> need(args.samples, args.prototypes);
   const Scratch<A> scratch(workers * need.total);
@@ -208,7 +205,7 @@ void sinkhorn_typed(const SinkhornArgs& args) {
           .ranges = reinterpret_cast<Range<A>*>(memory + need.total - need.ranges),
           .B = args.samples,
           .M = args.prototypes,
-          .temperature = temperature,
+          .temperature = static_cast<A>(args.temperature),
           .iterations = args.iterations,
           .threads = many ? 1 : team,
       };

@@ -15,7 +15,7 @@ struct SinkhornArgs {
   void* codes;         // [problems, B, M]
   DType dtype;
   int64_t problems, samples, prototypes;
-  double temperature;
+  double temperature;  // > 0 in the compute type
   int64_t iterations;
   int threads;
 };

@@ -76,6 +76,10 @@ def units(*shape: int) -> Callable[[torch.Generator], Tensor]:
     return lambda g: F.normalize(torch.randn(shape, generator=g, dtype=torch.float64), dim=-1)
 
 
+def opposite(_: torch.Generator) -> Tensor:
+    return torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+
+
 def pixels(*shape: int) -> Callable[[torch.Generator], Tensor]:
     return lambda g: torch.randint(0, 256, shape, generator=g, dtype=torch.uint8)
 
@@ -137,6 +141,8 @@ SAMPLES = [
             "heavy": (normal(5, 7), normal(9, 7), codes(5, 9), 0.3, 2.0, 40.0),
             "batched": (normal(2, 3, 5, 4), units(2, 3, 7, 4), codes(2, 3, 5, 7)),
             "strided": (*map(transposed, (normal(6, 9), units(6, 8), codes(8, 9))), 0.1, 0.0),
+            # Opposite prototypes, at s + offset = 0.
+            "infinite_without_weight": (normal(5, 2), opposite, codes(5, 3), 0.1, 0.0, 1.0),
             "one_of_each": (normal(1, 1), normal(1, 1), codes(1, 1)),
             "no_problems": (normal(0, 3, 4), normal(0, 5, 4), codes(0, 3, 5)),
         }.items()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -109,7 +109,18 @@ def objective(online: Tensor, target: Tensor, prototypes: Tensor) -> list[Tensor
     return [loss.detach(), codes, *torch.autograd.grad(loss, [online, prototypes])]
 
 
-def test_the_whole_objective_in_one_cuda_graph() -> None:
+def objective_by_one_operator(online: Tensor, target: Tensor, prototypes: Tensor) -> list[Tensor]:
+    """The same of prototypes that are unit rows, by the operator that has it all."""
+    with torch.no_grad():
+        codes = ops.sinkhorn(ops.prototype_similarity(target, prototypes))
+    loss, _, _ = ops.prototype_objective(online, prototypes, codes)
+    return [loss.detach(), codes, *torch.autograd.grad(loss, [online, prototypes])]
+
+
+@pytest.mark.parametrize("objective", [objective, objective_by_one_operator])
+def test_the_whole_objective_in_one_cuda_graph(
+    objective: Callable[[Tensor, Tensor, Tensor], list[Tensor]],
+) -> None:
     """Captured once, replayed with new data: what eager gives, and the same bits every time."""
     batches = [F.normalize(torch.randn(3, 512, 128, device="cuda"), dim=-1) for _ in range(3)]
     inputs = [x.clone().requires_grad_(i != 1) for i, x in enumerate(batches[0])]

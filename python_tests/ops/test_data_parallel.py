@@ -40,6 +40,7 @@ class Model(nn.Module):
         return (
             ops.prototype_loss(scores, codes)
             + 0.5 * ops.intrinsic_loss(unit)
+            + 0.3 * ops.prototype_objective(z, unit, codes, 0.2, 0.7)[0]
             - 0.1 * ops.knn_distance(z, KEYS, 3).mean()
         )
 

@@ -28,6 +28,11 @@ def frames(n: int) -> Tensor:
     return torch.randint(0, 256, (n, 3, 6, 5), dtype=torch.uint8)
 
 
+def objective(embeddings: Tensor, prototypes: Tensor, codes: Tensor) -> Tensor:
+    """With a gradient for the codes too, which the operator has none for."""
+    return ops.prototype_objective(embeddings, prototypes, codes)[0] + codes.sum()
+
+
 # Arguments for a batch of b; in tensors of that size, dimension `dim` is it.
 BATCHES: dict[str, tuple[Callable[..., Tensor], Callable[[int], Arguments], tuple[int, ...], int]] = {
     "sinkhorn": (ops.sinkhorn, lambda b: (torch.rand(b, 9),), (0,), 0),
@@ -36,6 +41,15 @@ BATCHES: dict[str, tuple[Callable[..., Tensor], Callable[[int], Arguments], tupl
         ops.prototype_similarity, lambda b: (torch.randn(b, 8), torch.randn(9, 8)), (0,), 0,
     ),
     "prototype_loss": (ops.prototype_loss, lambda b: (torch.rand(b, 9), codes(b)), (0, 1), 0),
+    "prototype_objective": (
+        objective, lambda b: (torch.randn(b, 8), torch.randn(9, 8), codes(b)), (0, 2), 0,
+    ),
+    "prototype_objective, problems": (
+        objective,
+        lambda b: (torch.randn(b, 5, 8), torch.randn(b, 9, 8), codes(5).expand(b, 5, 9).clone()),
+        (0, 1, 2),
+        0,
+    ),
     "intrinsic_loss": (ops.intrinsic_loss, lambda b: (torch.rand(b, 8),), (0,), 0),
     "random_shift": (
         ops.random_shift, lambda b: (torch.rand(b, 3, 6, 5), 2, shifts(b)), (0, 2), 0,

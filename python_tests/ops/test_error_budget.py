@@ -1,8 +1,9 @@
 """The error against float64 is at most twice that of the same formula, the twin, in the same
 precision: values and gradients, for inputs of several kinds.
 
-"Error" is the root of the mean square and the largest. Two roundings of the result's dtype are
-added, for where the twin happens to be exact.
+"Error" is the root of the mean square and the largest, as assert_within_budget has it: both compute
+in float32, and so narrower results have no more room than the twin's rounding takes. Losses come in
+batches, whose mean error is no matter of luck.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from test_common import assert_within_budget
 from torch import Tensor
 
 from crpt import ops
-from crpt.ops import reference
+from crpt.ops import gemm, reference
 
 KINDS: dict[str, Callable[[Tensor], Tensor]] = {
     "gaussian": lambda x: x,
@@ -33,35 +35,49 @@ def normal(seed: int, *shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def cosines(kind: str) -> Tensor:
-    e, c = KINDS[kind](normal(0, 96, 64)), KINDS[kind](normal(1, 80, 64))
+def rows(kind: str, seed: int, *shape: int) -> Tensor:
+    return KINDS[kind](normal(seed, *shape))
+
+
+def units(kind: str, seed: int, *shape: int) -> Tensor:
+    """Prototypes are unit rows; those of other lengths could meet s + offset = 0."""
+    return F.normalize(rows(kind, seed, *shape), dim=-1)
+
+
+def cosines(kind: str, *leading: int) -> Tensor:
+    e, c = rows(kind, 0, *leading, 96, 64), rows(kind, 1, *leading, 80, 64)
     return reference.prototype_similarity(e, c)
 
 
-def scaled_to_units(kind: str) -> Tensor:
-    """Prototypes are unit rows; those of other lengths could meet s + offset = 0."""
-    return F.normalize(KINDS[kind](normal(1, 80, 64)), dim=-1)
+def objective(kind: str, *leading: int, b: int, m: int, d: int) -> tuple[Tensor, ...]:
+    e, c = rows(kind, 0, *leading, b, d), units(kind, 1, *leading, m, d)
+    return e, c, reference.sinkhorn(units(kind, 2, *leading, b, d) @ c.mT)
 
 
 CASES: dict[str, Callable[[str], tuple[tuple[Any, ...], tuple[int, ...]]]] = {
     # Arguments, and which of them are differentiated.
     "sinkhorn of cosines": lambda kind: ((cosines(kind),), ()),
-    "sinkhorn": lambda kind: ((KINDS[kind](normal(2, 96, 80)),), ()),
+    "sinkhorn": lambda kind: ((rows(kind, 2, 96, 80),), ()),
     "prototype_similarity": lambda kind: (
-        (KINDS[kind](normal(0, 96, 64)), KINDS[kind](normal(1, 80, 64))),
+        (rows(kind, 0, 96, 64), rows(kind, 1, 80, 64)),
         (0, 1),
     ),
     "prototype_loss of cosines": lambda kind: (
-        (cosines(kind), reference.sinkhorn(cosines(kind))),
+        (cosines(kind, 16), reference.sinkhorn(cosines(kind, 16))),
         (0, 1),
     ),
     "prototype_loss": lambda kind: (
-        (KINDS[kind](normal(2, 96, 80)), normal(3, 96, 80).softmax(-1)),
+        (rows(kind, 2, 16, 96, 80), normal(3, 16, 96, 80).softmax(-1)),
         (0, 1),
     ),
-    "intrinsic_loss": lambda kind: ((scaled_to_units(kind),), (0,)),
+    "prototype_objective": lambda kind: (objective(kind, 16, b=96, m=80, d=64), (0, 1)),
+    # Sums over many samples and prototypes, by torch's BLAS in a plane, else by the faster of its two.
+    "prototype_objective in a plane": lambda kind: (objective(kind, b=164, m=229, d=2), (0, 1)),
+    "prototype_objective of many": lambda kind: (objective(kind, b=281, m=272, d=38), (0, 1)),
+    "intrinsic_loss": lambda kind: ((units(kind, 1, 16, 80, 64),), (0,)),
+    "intrinsic_loss of many": lambda kind: ((units(kind, 1, 399, 106),), (0,)),
     "knn_distance": lambda kind: (
-        (KINDS[kind](normal(0, 96, 64)), KINDS[kind](normal(1, 80, 64)), 3),
+        (rows(kind, 0, 96, 64), rows(kind, 1, 80, 64), 3),
         (0, 1),
     ),
 }
@@ -73,11 +89,20 @@ def results(function: Any, args: tuple[Any, ...], wanted: tuple[int, ...]) -> li
         for i, x in enumerate(args)
     )
     out = function(*args)
+    out = out[0] if isinstance(out, tuple) else out
     if not wanted:
-        return [out.double()]
+        return [out]
     weight = torch.linspace(0.5, 1.5, out.numel(), device=out.device).reshape(out.shape).to(out)
-    grads = torch.autograd.grad(out, [args[i] for i in wanted], weight)
-    return [out.detach().double(), *(g.double() for g in grads)]
+    return [out.detach(), *torch.autograd.grad(out, [args[i] for i in wanted], weight)]
+
+
+def terms_of(name: str, args: tuple[Any, ...]) -> tuple[float, ...]:
+    """How large the terms are of which value and gradients are made, where these may cancel: in the
+    gradient of scores that are all equal p - q over T B."""
+    if name != "prototype_loss":
+        return (0.0, 0.0, 0.0)
+    scores, codes = args
+    return (0.0, codes.max().item() / (0.1 * scores.shape[-2]), 0.0)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -99,12 +124,7 @@ def test_error_is_at_most_twice_the_twins(
     got = results(getattr(ops, name), args, wanted)
     twin = results(getattr(reference, name), args, wanted)
     exact = results(getattr(reference, name), exact_args, wanted)
-    eps = torch.finfo(dtype).eps
-    for which, g, t, e in zip(("value", "first", "second"), got, twin, exact, strict=False):
-        # At least that of the terms that cancel where all scores are equal: q / (T B).
-        scale = e.abs().max().clamp_min(1e-6)
-        for measure in (lambda x: x.abs().max(), lambda x: x.square().mean().sqrt()):
-            error, twins_error = measure(g - e), measure(t - e)
-            assert error <= 2 * twins_error + eps * scale, (
-                f"{which}: error {error:.3g}, the twin's {twins_error:.3g}, scale {scale:.3g}"
-            )
+    # As crpt.ops has it of long sums of products; the twin's are always MKL's.
+    times = 3 if case.endswith("of many") and device == "cpu" and gemm.ONEDNN else 2
+    for g, t, e, terms in zip(got, twin, exact, terms_of(name, args), strict=False):
+        assert_within_budget(g, t, e, terms, times)

@@ -21,6 +21,7 @@ def _route(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
         pytest.skip("this torch has no oneDNN")
     monkeypatch.setattr(gemm, "ONEDNN", request.param)
     monkeypatch.setattr(gemm, "_WORTH_A_CALL", 1)
+    monkeypatch.setattr(gemm, "_LONGEST_SUM", 30)
 
 
 by_both = pytest.mark.usefixtures("_route")
@@ -93,6 +94,18 @@ def test_the_product_of_a_large_transpose_is_turned(leading: tuple[int, ...]) ->
     assert gemm._turns(torch.randn(40, 30).mT, torch.randn(40, 3))
     assert not gemm._turns(torch.randn(40, 30).mT, torch.randn(40, 60))
     assert not gemm._turns(torch.randn(30, 40), torch.randn(40, 3))
+
+
+@pytest.mark.skipif(not gemm.ONEDNN, reason="oneDNN is not the faster one on this CPU")
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_error_of_long_sums_is_at_most_three_times_that_of_the_other(turned: bool) -> None:
+    """Of terms of one sign it grows with the longest chain of additions."""
+    a, b = torch.rand(256, 2048), torch.rand(2048, 64)
+    if turned:
+        a = a.mT.contiguous().mT
+    exact = a.double() @ b.double()
+    error, others = ((x - exact).square().mean().sqrt() for x in (gemm.matmul(a, b), a @ b))
+    assert error <= 3 * others
 
 
 def test_onednn_gets_matrices_without_gaps() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_common import assert_within_budget
 from torch import Tensor
 
 from crpt import ops
@@ -103,6 +104,20 @@ def test_intrinsic_loss_past_two_to_the_31_pairs() -> None:
     torch.testing.assert_close(grad[-1], torch.autograd.grad(twin, last)[0], rtol=1e-3, atol=1e-9)
 
 
+@takes(11)
+def test_prototype_objective_past_two_to_the_31_pairs() -> None:
+    embeddings = torch.randn(33, 2, 4).requires_grad_()
+    prototypes = torch.nn.functional.normalize(torch.randn(33, 8192, 4), dim=-1).requires_grad_()
+    codes = torch.rand(33, 2, 8192).softmax(-1)
+    loss, _, _ = ops.prototype_objective(embeddings, prototypes, codes, 0.1, 1.0)
+    got = torch.autograd.grad(loss.sum(), (embeddings, prototypes))
+    last = [x[-1].detach().requires_grad_() for x in (embeddings, prototypes)]
+    twin, _, _ = reference.prototype_objective(*last, codes[-1], 0.1, 1.0)
+    torch.testing.assert_close(loss[-1], twin, rtol=1e-4, atol=1e-6)
+    for g, t in zip(got, torch.autograd.grad(twin, last), strict=True):
+        torch.testing.assert_close(g[-1], t, rtol=1e-3, atol=1e-7)
+
+
 @takes(6)
 def test_images_past_two_to_the_31() -> None:
     frames = torch.empty(110_000, 3, 84, 84, dtype=torch.uint8)
@@ -141,3 +156,23 @@ def test_the_largest_batches(shape: tuple[int, int]) -> None:
     twin = reference.prototype_loss(scores, codes).double()
     eps = torch.finfo(torch.float32).eps
     assert (loss - exact_loss).abs() <= 2 * (twin - exact_loss).abs() + eps * exact_loss.abs()
+
+
+@takes(5)
+@pytest.mark.parametrize("shape", [(65_536, 512), (512, 8192)], ids=str)
+def test_prototype_objective_of_the_largest_batches(shape: tuple[int, int]) -> None:
+    """Within budget in float32: at most three times the twin's error in sums as long as these."""
+    b, m = shape
+    args = torch.randn(b, 16), torch.nn.functional.normalize(torch.randn(m, 16), dim=-1)
+    codes = torch.rand(shape).softmax(-1)
+
+    def results(function: Any, dtype: torch.dtype) -> list[Tensor]:
+        inputs = [x.to(dtype).requires_grad_() for x in args]
+        loss, _, _ = function(*inputs, codes.to(dtype))
+        return [loss.detach(), *torch.autograd.grad(loss, inputs)]
+
+    exact = results(reference.prototype_objective, torch.float64)
+    twin = results(reference.prototype_objective, torch.float32)
+    got = results(ops.prototype_objective, torch.float32)
+    for g, t, e in zip(got, twin, exact, strict=True):
+        assert_within_budget(g, t, e, times=3)

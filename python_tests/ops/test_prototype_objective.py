@@ -90,6 +90,20 @@ def test_no_gradient_is_computed_where_none_is_needed(device: str) -> None:
         assert not ops.prototype_objective(e, c, q)[0].requires_grad
 
 
+def test_without_weight_the_intrinsic_loss_is_reported_and_has_no_part(device: str) -> None:
+    e, _, q = (x.detach()[:, :3] for x in inputs(torch.float32, device))
+    c = torch.eye(3, device=device)
+    c[1] = -c[0]  # s + offset = 0
+    for function in (ops.prototype_objective, reference.prototype_objective):
+        c.requires_grad_()
+        loss, comparison, intrinsic = function(e, c, q, 0.1, 0.0, 1.0)
+        assert intrinsic == -torch.inf
+        assert loss == comparison
+        (grad,) = torch.autograd.grad(loss, c)
+        assert grad.isfinite().all()
+        assert grad.any()
+
+
 def test_zero_rows_and_nan(device: str) -> None:
     e, c, q = (x.detach() for x in inputs(torch.float32, device))
     e[3] = 0

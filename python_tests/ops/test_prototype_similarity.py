@@ -42,6 +42,12 @@ def test_huge_and_tiny_rows(scale: float, device: str) -> None:
     torch.testing.assert_close(got, reference.prototype_similarity(e * scale, c))
 
 
+def test_rows_whose_squares_overflow_are_like_nothing(device: str) -> None:
+    rows = torch.tensor([[1e19, 0.0], [2e19, 0.0]], device=device)
+    for function in (ops.prototype_similarity, reference.prototype_similarity):
+        assert function(rows, rows).tolist() == [[1, 0], [0, 0]]
+
+
 def test_inside_autocast_the_dtype_of_the_inputs_decides() -> None:
     e, c = torch.randn(4, 8), torch.randn(5, 8)
     with torch.autocast("cpu", dtype=torch.bfloat16):

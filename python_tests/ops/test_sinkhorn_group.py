@@ -17,7 +17,7 @@ from torch import Tensor
 
 from crpt import ops
 from crpt.ops import reference
-from crpt.ops._sinkhorn_group import sinkhorn_group
+from crpt.ops._sinkhorn_group import _BITS, _in_order, sinkhorn_group
 
 relaxed = settings(
     deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -151,8 +151,26 @@ def test_nan_and_infinity_reach_every_process_but_no_other_problem(
     scores = cosines(5, 3, 12, 6)
     scores[1, 9, 2] = value  # of the last process
     codes = spread(ranks, scores, (5, 4, 3), 0.1, iterations)
-    assert codes[1].isnan().all()
-    torch.testing.assert_close(codes[[0, 2]], ops.sinkhorn(scores[[0, 2]], 0.1, iterations))
+    expected = ops.sinkhorn(scores, 0.1, iterations)
+    torch.testing.assert_close(codes, expected, equal_nan=True)
+    assert not codes[[0, 2]].isnan().any()
+    assert codes[1, 9].isnan().all()
+    # Without an iteration infinity stays in its row.
+    assert codes[1].isnan().all() == (iterations > 0 or value != torch.inf)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_bits_in_order_are_integers_in_the_order_of_the_numbers(dtype: torch.dtype) -> None:
+    info = torch.finfo(dtype)
+    ascending = torch.tensor(
+        [-torch.inf, info.min, -1.5, -1.0, -info.tiny, -info.smallest_normal / 4, 0.0,
+         info.smallest_normal / 4, info.tiny, 1.0, 1.5, info.max, torch.inf, torch.nan],
+        dtype=dtype,
+    )  # fmt: skip
+    keys = _in_order(ascending.view(_BITS[dtype]))
+    assert (keys.diff() > 0).all()
+    back = _in_order(keys).view(dtype)
+    torch.testing.assert_close(back, ascending, rtol=0, atol=0, equal_nan=True)
 
 
 def test_leading_dimensions_are_separate_problems(ranks: Ranks) -> None:
@@ -295,6 +313,11 @@ def _error(group: Any, *args: Any) -> str:
             "TypeError: scores should be float32, float16, bfloat16, float64, got torch.int32",
         ),
         ((torch.ones(2, 2), 0.0), "ValueError: temperature should be positive and finite, got 0.0"),
+        (
+            (torch.ones(2, 2), 1e-46),
+            "ValueError: temperature should be in [1.18e-38, 8.51e+37], where float32 holds it and its "
+            "inverse, got 1e-46",
+        ),
         ((torch.ones(2, 2), 0.1, -1), "ValueError: iterations should be >= 0, got -1"),
     ],
 )

@@ -34,7 +34,7 @@ def test_forward_mode_derivatives_are_refused(sample: Sample, device: str) -> No
                 function(dual, i)
 
 
-MIXED = ("prototype_similarity", "prototype_loss", "knn_distance")
+MIXED = ("prototype_similarity", "prototype_loss", "prototype_objective", "knn_distance")
 
 
 @pytest.mark.parametrize(
@@ -74,12 +74,14 @@ def test_autocast_promotes_mixed_inputs_to_the_widest(
 
 KEPT = torch.tensor([True, False, True, True, False, True])
 CODES = torch.rand(6, 5).softmax(-1)
+TARGETS = torch.rand(6, 6).softmax(-1)
 FRAMES = torch.randint(0, 256, (6, 3, 5, 5), dtype=torch.uint8)
 SHIFTS = torch.randint(-1, 2, (6, 2))
 DATA_DEPENDENT: dict[str, Callable[[Tensor], Tensor]] = {
     "sinkhorn": lambda x: ops.sinkhorn(x[KEPT]),
     "prototype_similarity": lambda x: ops.prototype_similarity(x[KEPT], CODES[KEPT]),
     "prototype_loss": lambda x: ops.prototype_loss(x[KEPT], CODES[KEPT]),
+    "prototype_objective": lambda x: ops.prototype_objective(x[KEPT], CODES, TARGETS[KEPT])[0],
     "intrinsic_loss": lambda x: ops.intrinsic_loss(x[KEPT]),
     "random_shift": lambda x: ops.random_shift(FRAMES[KEPT] * x[0, 0], 1, SHIFTS[KEPT]),
     "frame_stack": lambda x: ops.frame_stack(FRAMES[KEPT], torch.arange(3)[:, None]),
