@@ -248,5 +248,31 @@ TEST_P(KnnDistance, GradientIsTheUnitVectorFromTheKey) {
   }
 }
 
+TEST_P(KnnDistance, BackwardNamesTheIndexThatIsOutOfRange) {
+  const float ones[6] = {1, 1, 1, 1, 1, 1};
+  for (const int64_t wrong : {int64_t{-1}, int64_t{2}, INT64_MAX, INT64_MIN}) {
+    const int64_t index[] = {0, wrong, 1};
+    float grad_queries[6] = {42, 42, 42, 42, 42, 42}, grad_keys[4] = {42, 42, 42, 42};
+    const BadValue bad = CRPT_AT(GetParam(), knn_distance_backward)({.grad = ones,
+                                                                     .queries = ones,
+                                                                     .keys = ones,
+                                                                     .distance = ones,
+                                                                     .index = index,
+                                                                     .grad_queries = grad_queries,
+                                                                     .grad_keys = grad_keys,
+                                                                     .dtype = DType::f32,
+                                                                     .batch = 3,
+                                                                     .count = 2,
+                                                                     .dim = 2,
+                                                                     .threads = 2});
+    ASSERT_STREQ(bad.argument, "index");
+    EXPECT_EQ(bad.position, 1);
+    EXPECT_EQ(bad.value, wrong);
+    EXPECT_EQ(bad.high, 1);
+    for (const float x : grad_queries) EXPECT_EQ(x, 42);  // nothing was written
+    for (const float x : grad_keys) EXPECT_EQ(x, 42);
+  }
+}
+
 }  // namespace
 }  // namespace crpt

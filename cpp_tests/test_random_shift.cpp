@@ -1,3 +1,5 @@
+#include <string.h>
+
 #include <algorithm>
 #include <numeric>
 
@@ -145,6 +147,44 @@ TEST_P(RandomShift, BitsDoNotDependOnThreads) {
     return out;
   };
   for (const bool backward : {false, true}) EXPECT_EQ(moved(backward, 3), moved(backward, 1));
+}
+
+// Others may write the shifts meanwhile. Here the kernel itself does: they lie in the result, and
+// the first sample's image covers those of all the others.
+TEST_P(RandomShift, UsesTheShiftsThatItChecked) {
+  std::vector<double> images(kB * kPlanes * kH * kW);
+  std::iota(images.begin(), images.end(), 1.0);
+  for (const bool backward : {false, true}) {
+    const auto moved = [&](std::vector<double>& out, const int64_t* shifts) {
+      const BadValue bad =
+          backward ? CRPT_AT(GetParam(), random_shift_backward)({.grad = images.data(),
+                                                                 .grad_images = out.data(),
+                                                                 .shifts = shifts,
+                                                                 .dtype = DType::f64,
+                                                                 .batch = kB,
+                                                                 .planes = kPlanes,
+                                                                 .height = kH,
+                                                                 .width = kW,
+                                                                 .pad = kPad,
+                                                                 .threads = 1})
+                   : CRPT_AT(GetParam(), random_shift)({.images = images.data(),
+                                                        .out = out.data(),
+                                                        .shifts = shifts,
+                                                        .batch = kB,
+                                                        .planes = kPlanes,
+                                                        .height = kH,
+                                                        .width = kW,
+                                                        .pixel_bytes = 8,
+                                                        .pad = kPad,
+                                                        .threads = 1});
+      ASSERT_EQ(bad.argument, nullptr);
+    };
+    std::vector<double> expected(images.size()), out(images.size());
+    moved(expected, kShifts.data());
+    memcpy(out.data(), kShifts.data(), kShifts.size() * sizeof(int64_t));
+    moved(out, reinterpret_cast<const int64_t*>(out.data()));
+    EXPECT_EQ(out, expected);
+  }
 }
 
 TEST_P(RandomShift, NamesTheShiftThatIsOutOfRange) {

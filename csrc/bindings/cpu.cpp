@@ -33,13 +33,18 @@ using crpt::DType;
 using crpt::bindings::Address;
 using crpt::bindings::at;
 
-// Position of a flat index in a tensor of two dimensions, as Python prints it.
-void raise_if_bad(const crpt::BadValue& bad, int64_t columns) {
+// A position as Python prints it: of a tensor of one dimension, or of two with so many columns.
+std::string place(int64_t position) { return "[" + std::to_string(position) + "]"; }
+std::string place(int64_t position, int64_t columns) {
+  return "[" + std::to_string(position / columns) + ", " + std::to_string(position % columns) + "]";
+}
+
+template <typename... Columns>
+void raise_if_bad(const crpt::BadValue& bad, Columns... columns) {
   if (bad.argument == nullptr) return;
-  const auto text = [](int64_t x) { return std::to_string(x); };
-  throw py::value_error(std::string(bad.argument) + " should be in [" + text(bad.low) + ", " +
-                        text(bad.high) + "], got " + text(bad.value) + " at [" +
-                        text(bad.position / columns) + ", " + text(bad.position % columns) + "]");
+  throw py::value_error(std::string(bad.argument) + " should be in [" + std::to_string(bad.low) +
+                        ", " + std::to_string(bad.high) + "], got " + std::to_string(bad.value) +
+                        " at " + place(bad.position, columns...));
 }
 
 void sinkhorn(Address scores, Address codes, int dtype, int64_t problems, int64_t samples,
@@ -279,19 +284,23 @@ void knn_distance(Address queries, Address keys, Address dots, Address query_nor
 void knn_distance_backward(Address grad, Address queries, Address keys, Address distance,
                            Address index, Address grad_queries, Address grad_keys, int dtype,
                            int64_t batch, int64_t count, int64_t dim, int threads) {
-  py::gil_scoped_release nogil;
-  crpt::knn_distance_backward({.grad = at(grad),
-                               .queries = at(queries),
-                               .keys = at(keys),
-                               .distance = at(distance),
-                               .index = at<int64_t>(index),
-                               .grad_queries = at(grad_queries),
-                               .grad_keys = at(grad_keys),
-                               .dtype = DType(dtype),
-                               .batch = batch,
-                               .count = count,
-                               .dim = dim,
-                               .threads = threads});
+  crpt::BadValue bad;
+  {
+    py::gil_scoped_release nogil;
+    bad = crpt::knn_distance_backward({.grad = at(grad),
+                                       .queries = at(queries),
+                                       .keys = at(keys),
+                                       .distance = at(distance),
+                                       .index = at<int64_t>(index),
+                                       .grad_queries = at(grad_queries),
+                                       .grad_keys = at(grad_keys),
+                                       .dtype = DType(dtype),
+                                       .batch = batch,
+                                       .count = count,
+                                       .dim = dim,
+                                       .threads = threads});
+  }
+  raise_if_bad(bad);
 }
 
 // Memory of the pool as a buffer. Tensors made of it keep it alive; it goes back with the last.

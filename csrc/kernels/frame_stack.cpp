@@ -1,5 +1,6 @@
 #include "kernels/frame_stack.h"
 
+#include "kernels/checked_values.h"
 #include "kernels/convert.h"
 #include "kernels/parallel.h"
 #include "kernels/shift.h"
@@ -123,12 +124,15 @@ void typed(const FrameStackArgs& args) {
 
 }  // namespace
 
-BadValue frame_stack(const FrameStackArgs& args) {
-  BadValue bad = check_range("index", args.index, args.batch * args.stack, 0, args.frame_count - 1);
-  if (bad.argument == nullptr && args.shifts != nullptr) {
-    bad = check_range("shifts", args.shifts, 2 * args.batch, -args.pad, args.pad);
-  }
-  if (bad.argument != nullptr) return bad;
+BadValue frame_stack(const FrameStackArgs& given) {
+  const CheckedValues index("index", given.index, given.batch * given.stack, 0,
+                            given.frame_count - 1);
+  if (index.bad().argument != nullptr) return index.bad();
+  const CheckedValues shifts("shifts", given.shifts, 2 * given.batch, -given.pad, given.pad);
+  if (shifts.bad().argument != nullptr) return shifts.bad();
+  FrameStackArgs args = given;
+  args.index = index.get();
+  args.shifts = shifts.get();
   if (args.out_bytes == 1) {
     typed<uint8_t>(args);
   } else {

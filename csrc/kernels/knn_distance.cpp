@@ -2,6 +2,7 @@
 
 #include <string.h>
 
+#include "kernels/checked_values.h"
 #include "kernels/convert.h"
 #include "kernels/parallel.h"
 #include "kernels/simd_math.h"
@@ -348,8 +349,13 @@ void knn_distance(const KnnDistanceArgs& args) {
   with_type(args.dtype, [&]<typename T>(T) { typed<T>(args); });
 }
 
-void knn_distance_backward(const KnnDistanceBackwardArgs& args) {
+BadValue knn_distance_backward(const KnnDistanceBackwardArgs& given) {
+  const CheckedValues index("index", given.index, given.batch, 0, given.count - 1);
+  if (index.bad().argument != nullptr) return index.bad();
+  KnnDistanceBackwardArgs args = given;
+  args.index = index.get();
   args.dtype == DType::f64 ? backward<double>(args) : backward<float>(args);
+  return {};
 }
 
 }  // namespace crpt::CRPT_ISA

@@ -50,7 +50,7 @@ struct KnnDistanceBackwardArgs {
   const void* queries;   // [B, D]
   const void* keys;      // [Q, D]
   const void* distance;  // [B]
-  const int64_t* index;  // [B]
+  const int64_t* index;  // [B] in [0, Q)
   void* grad_queries;    // [B, D]; null: not wanted
   void* grad_keys;       // [Q, D]; null: not wanted
   DType dtype;           // f32 or f64
@@ -60,6 +60,6 @@ struct KnnDistanceBackwardArgs {
 
 CRPT_KERNEL(void, knn_center, KnnCenterArgs)
 CRPT_KERNEL(void, knn_distance, KnnDistanceArgs)
-CRPT_KERNEL(void, knn_distance_backward, KnnDistanceBackwardArgs)
+CRPT_KERNEL(BadValue, knn_distance_backward, KnnDistanceBackwardArgs)
 
 }  // namespace crpt

@@ -1,5 +1,6 @@
 #include "kernels/random_shift.h"
 
+#include "kernels/checked_values.h"
 #include "kernels/convert.h"
 #include "kernels/parallel.h"
 #include "kernels/shift.h"
@@ -72,9 +73,11 @@ void backward(const RandomShiftBackwardArgs& args) {
 
 }  // namespace
 
-BadValue random_shift(const RandomShiftArgs& args) {
-  const BadValue bad = check_range("shifts", args.shifts, 2 * args.batch, -args.pad, args.pad);
-  if (bad.argument != nullptr) return bad;
+BadValue random_shift(const RandomShiftArgs& given) {
+  const CheckedValues shifts("shifts", given.shifts, 2 * given.batch, -given.pad, given.pad);
+  if (shifts.bad().argument != nullptr) return shifts.bad();
+  RandomShiftArgs args = given;
+  args.shifts = shifts.get();
   const int64_t count = args.batch * args.planes;
   const RowShift plane(args.height, args.width, args.pixel_bytes);
   const int64_t bytes = count * plane.height * plane.row_bytes;
@@ -87,9 +90,11 @@ BadValue random_shift(const RandomShiftArgs& args) {
   return {};
 }
 
-BadValue random_shift_backward(const RandomShiftBackwardArgs& args) {
-  const BadValue bad = check_range("shifts", args.shifts, 2 * args.batch, -args.pad, args.pad);
-  if (bad.argument != nullptr) return bad;
+BadValue random_shift_backward(const RandomShiftBackwardArgs& given) {
+  const CheckedValues shifts("shifts", given.shifts, 2 * given.batch, -given.pad, given.pad);
+  if (shifts.bad().argument != nullptr) return shifts.bad();
+  RandomShiftBackwardArgs args = given;
+  args.shifts = shifts.get();
   with_type(args.dtype, [&]<typename T>(T) { backward<T>(args); });
   return {};
 }

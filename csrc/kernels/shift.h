@@ -1,5 +1,5 @@
 // What random_shift and frame_stack share: out[x] = in[clamp(x + d, 0, n - 1)] is one value
-// repeated, a run copied, or both; whole rows of that; and the check of the shifts.
+// repeated, a run copied, or both; and whole rows of that.
 #pragma once
 
 #include "kernels/dispatch.h"
@@ -96,14 +96,6 @@ inline void stage_rows(const RowShift& plane, const char* in, int64_t stride_h, 
     default:
       return stage_pixels<AnyPixel>(plane, in, stride_h, begin, end, dy, dx, stage);
   }
-}
-
-inline BadValue check_range(const char* argument, const int64_t* values, int64_t n, int64_t low,
-                            int64_t high) {
-  for (int64_t i = 0; i < n; ++i) {
-    if (values[i] < low || values[i] > high) return {argument, i, values[i], low, high};
-  }
-  return {};
 }
 
 }  // namespace
