@@ -17,7 +17,7 @@ from crpt.ops import checks, cpu_memory, direct
 from crpt.ops.checks import compute_dtype
 from crpt.ops.compiled import _cpu
 from crpt.ops.gemm import matmul, scaled
-from crpt.ops.layout import pixel_planes
+from crpt.ops.layout import memory_format, pixel_planes
 
 # The kernels' DType, by index.
 _DTYPE = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
@@ -230,13 +230,13 @@ def prototype_objective_backward_cpu(
 @_impl("random_shift")
 def random_shift_cpu(images: Tensor, shifts: Tensor, pad: int) -> Tensor:
     checks.random_shift(images, shifts, pad)
-    images, planes, channels = pixel_planes(images)
+    out = cpu_memory.empty_like(images, memory_format(images))
+    images, planes, channels, strides = pixel_planes(images)
     shifts = shifts.contiguous()
-    out = cpu_memory.empty_like(images)
     batch, _, height, width = images.shape
     _cpu.random_shift(
-        images.data_ptr(), out.data_ptr(), shifts.data_ptr(), batch, planes, height, width,
-        channels * images.element_size(), pad, torch.get_num_threads(),
+        images.data_ptr(), strides, out.data_ptr(), shifts.data_ptr(), batch, planes, height, width,
+        channels, images.element_size(), pad, torch.get_num_threads(),
     )  # fmt: skip
     return out
 
@@ -244,11 +244,13 @@ def random_shift_cpu(images: Tensor, shifts: Tensor, pad: int) -> Tensor:
 @_impl("random_shift_backward")
 def random_shift_backward_cpu(grad: Tensor, shifts: Tensor, pad: int) -> Tensor:
     checks.random_shift_backward(grad, shifts, pad)
-    grad, shifts = grad.contiguous(), shifts.contiguous()
-    grad_images = cpu_memory.new_empty(grad, grad.shape)
+    grad_images = cpu_memory.empty_like(grad, memory_format(grad))
+    grad, planes, channels, strides = pixel_planes(grad)
+    shifts = shifts.contiguous()
+    batch, _, height, width = grad.shape
     _cpu.random_shift_backward(
-        grad.data_ptr(), grad_images.data_ptr(), shifts.data_ptr(), _DTYPE[grad.dtype],
-        *grad.shape, pad, torch.get_num_threads(),
+        grad.data_ptr(), strides, grad_images.data_ptr(), shifts.data_ptr(), _DTYPE[grad.dtype],
+        batch, planes, height, width, channels, pad, torch.get_num_threads(),
     )  # fmt: skip
     return grad_images
 

@@ -177,32 +177,42 @@ void intrinsic_loss(Address weights, Address loss, int dtype, int64_t problems, 
                         .threads = threads});
 }
 
-void random_shift(Address images, Address out, Address shifts, int64_t batch, int64_t planes,
-                  int64_t height, int64_t width, int64_t pixel_bytes, int64_t pad, int threads) {
+// Strides in elements, from image to image, plane to plane, row to row and pixel to pixel.
+void random_shift(Address images, std::array<int64_t, 4> strides, Address out, Address shifts,
+                  int64_t batch, int64_t planes, int64_t height, int64_t width, int64_t pixel,
+                  int64_t element_bytes, int64_t pad, int threads) {
   crpt::BadValue bad;
   {
     py::gil_scoped_release nogil;
     bad = crpt::random_shift({.images = at(images),
+                              .stride_b = strides[0] * element_bytes,
+                              .stride_plane = strides[1] * element_bytes,
+                              .stride_h = strides[2] * element_bytes,
+                              .stride_w = strides[3] * element_bytes,
                               .out = at(out),
                               .shifts = at<int64_t>(shifts),
                               .batch = batch,
                               .planes = planes,
                               .height = height,
                               .width = width,
-                              .pixel_bytes = pixel_bytes,
+                              .pixel_bytes = pixel * element_bytes,
                               .pad = pad,
                               .threads = threads});
   }
   raise_if_bad(bad, 2);
 }
 
-void random_shift_backward(Address grad, Address grad_images, Address shifts, int dtype,
-                           int64_t batch, int64_t planes, int64_t height, int64_t width,
-                           int64_t pad, int threads) {
+void random_shift_backward(Address grad, std::array<int64_t, 4> strides, Address grad_images,
+                           Address shifts, int dtype, int64_t batch, int64_t planes, int64_t height,
+                           int64_t width, int64_t pixel, int64_t pad, int threads) {
   crpt::BadValue bad;
   {
     py::gil_scoped_release nogil;
     bad = crpt::random_shift_backward({.grad = at(grad),
+                                       .stride_b = strides[0],
+                                       .stride_plane = strides[1],
+                                       .stride_h = strides[2],
+                                       .stride_w = strides[3],
                                        .grad_images = at(grad_images),
                                        .shifts = at<int64_t>(shifts),
                                        .dtype = DType(dtype),
@@ -210,6 +220,7 @@ void random_shift_backward(Address grad, Address grad_images, Address shifts, in
                                        .planes = planes,
                                        .height = height,
                                        .width = width,
+                                       .pixel = pixel,
                                        .pad = pad,
                                        .threads = threads});
   }

@@ -59,13 +59,8 @@ inline void write_pixels(const uint8_t* in, T* out, int64_t n, bool streamed, ch
   }
 }
 
-// The pixels of a row that is not contiguous, side by side.
-inline void gather_row(const uint8_t* row, int64_t stride, int64_t n, uint8_t* out) {
-  for (int64_t x = 0; x < n; ++x) out[x] = row[x * stride];
-}
-
-// One frame's plane, shifted and cast. `stage` holds RowShift's rows, then kCastBytes, then one row
-// of pixels.
+// One frame's plane, shifted and cast. `stage` holds RowShift's rows, then kCastBytes, then as many
+// rows again.
 template <typename T>
 void stack_plane(const FrameStackArgs& args, const RowShift& plane, const uint8_t* in, T* out,
                  int64_t dy, int64_t dx, bool streamed, char* stage) {
@@ -75,21 +70,11 @@ void stack_plane(const FrameStackArgs& args, const RowShift& plane, const uint8_
     write_pixels(in, out, H * W, streamed, cast_stage);
     return;
   }
-  uint8_t* gathered = reinterpret_cast<uint8_t*>(cast_stage + kCastBytes);
+  char* gathered = cast_stage + kCastBytes;
   const char* rows = reinterpret_cast<const char*>(in);
   for (int64_t y = 0; y < H; y += plane.rows) {
     const int64_t end = y + plane.rows < H ? y + plane.rows : H;
-    if (args.stride_w == 1) {
-      stage_rows(plane, rows, args.stride_h, y, end, dy, dx, stage);
-    } else {
-      for (int64_t row = y; row < end; ++row) {
-        const int64_t from = clamp(row + dy, 0, H - 1);
-        gather_row(in + from * args.stride_h, args.stride_w, W, gathered);
-        // The plane of one row that `gathered` is.
-        stage_rows(plane, reinterpret_cast<const char*>(gathered), 0, row, row + 1, 0, dx,
-                   stage + (row - y) * W);
-      }
-    }
+    stage_strided_rows(plane, rows, args.stride_h, args.stride_w, y, end, dy, dx, stage, gathered);
     write_pixels(reinterpret_cast<const uint8_t*>(stage), out + y * W, (end - y) * W, streamed,
                  cast_stage);
   }

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from copies import copies
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -71,9 +72,11 @@ def test_reads_a_mapped_file_without_loading_it(tmp_path: Path) -> None:
 def test_every_other_frame_of_a_store_is_not_copied(device: str) -> None:
     frames = torch.randint(0, 256, (40, 3, 8, 8), dtype=torch.uint8, device=device)
     index = torch.tensor([[0, 3], [19, 7]], device=device)
-    assert torch.equal(ops.frame_stack(frames[::2], index), frames[::2][index].flatten(1, 2))
-    flipped = frames.transpose(2, 3)
-    assert torch.equal(ops.frame_stack(flipped, index), flipped[index].flatten(1, 2))
+    for part in (frames[::2], frames[:, 1:], frames[..., 1::2], frames.mT):
+        assert torch.equal(ops.frame_stack(part, index), part[index].flatten(1, 2))
+        assert copies(ops.frame_stack, part, index) == []
+        out = torch.empty(part[index].flatten(1, 2).shape, dtype=torch.uint8, device=device)
+        assert copies(ops.frame_stack, part, index, out=out) == []
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
