@@ -68,6 +68,13 @@ inline std::vector<BFloat16> as_bf16(const std::vector<double>& values) {
   return out;
 }
 
+// A matrix's rows of n elements, `stride` apart, with NaN between them.
+inline std::vector<float> apart(const std::vector<float>& rows, size_t n, size_t stride) {
+  std::vector<float> out(rows.size() / n * stride, std::nanf(""));
+  for (size_t i = 0; i < rows.size(); ++i) out[i / n * stride + i % n] = rows[i];
+  return out;
+}
+
 inline double value(BFloat16 x) {
   return __builtin_bit_cast(float, static_cast<uint32_t>(x.bits) << 16);
 }

@@ -12,6 +12,36 @@ struct Sizes {
   int64_t elements() const { return batch * planes * height * width * pixel; }
 };
 
+// How far apart images, planes and rows lie, in elements.
+struct Apart {
+  int64_t image, plane, row;
+};
+
+Apart contiguous(const Sizes& s) {
+  const int64_t row = s.width * s.pixel;
+  return {s.planes * s.height * row, s.height * row, row};
+}
+
+// What contiguous images have at i.
+int64_t place(const Sizes& s, const Apart& apart, int64_t i) {
+  const int64_t row = s.width * s.pixel;
+  return i % row + i / row % s.height * apart.row + i / row / s.height % s.planes * apart.plane +
+         i / row / s.height / s.planes * apart.image;
+}
+
+cudaError_t shift(int64_t element_size, const void* images, const int64_t* shifts, void* out,
+                  const Sizes& s, const Apart& apart) {
+  return launch_random_shift(element_size, images, shifts, out, s.batch, s.planes, s.height,
+                             s.width, s.pixel, apart.image, apart.plane, apart.row, s.pad, nullptr);
+}
+
+cudaError_t shift_back(Dtype dtype, const void* grad, const int64_t* shifts, void* out,
+                       const Sizes& s, const Apart& apart) {
+  return launch_random_shift_backward(dtype, grad, shifts, out, s.batch, s.planes, s.height,
+                                      s.width, s.pixel, apart.image, apart.plane, apart.row, s.pad,
+                                      nullptr);
+}
+
 constexpr Sizes kSizes[] = {{1, 1, 1, 1, 1, 2},
                             {3, 2, 7, 5, 1, 4},
                             {2, 3, 20, 17, 1, 4},
@@ -71,9 +101,8 @@ TYPED_TEST(CudaRandomShift, CopiesTheBits) {
     const auto shifts = shifts_of(s);
     const auto out = in_every_order([&] {
       std::vector<TypeParam> result(s.elements());
-      EXPECT_LAUNCHED(launch_random_shift(sizeof(TypeParam), images.data(), shifts.data(),
-                                          result.data(), s.batch, s.planes, s.height, s.width,
-                                          s.pixel, s.pad, nullptr));
+      EXPECT_LAUNCHED(
+          shift(sizeof(TypeParam), images.data(), shifts.data(), result.data(), s, contiguous(s)));
       return result;
     });
     const auto from = sources(s, shifts);
@@ -92,10 +121,29 @@ TYPED_TEST(CudaRandomShift, AtAnyAddress) {
   for (const int in : {0, 1, 3}) {
     for (const int to : {0, 1}) {
       std::vector<TypeParam> out(s.elements() + 1);
-      ASSERT_LAUNCHED(launch_random_shift(sizeof(TypeParam), images.data() + in, shifts.data(),
-                                          out.data() + to, s.batch, s.planes, s.height, s.width,
-                                          s.pixel, s.pad, nullptr));
+      ASSERT_LAUNCHED(shift(sizeof(TypeParam), images.data() + in, shifts.data(), out.data() + to,
+                            s, contiguous(s)));
       for (int64_t i = 0; i < s.elements(); ++i) ASSERT_EQ(out[to + i], images[in + from[i]]);
+    }
+  }
+}
+
+// Rows beside which something lies, also such as are no whole words; one image that stands for all.
+TYPED_TEST(CudaRandomShift, OfPartsOfLargerImages) {
+  for (const Sizes& s : {Sizes{3, 2, 8, 12, 1, 4}, Sizes{4, 1, 6, 9, 3, 2}}) {
+    const auto shifts = shifts_of(s);
+    const auto from = sources(s, shifts);
+    const int64_t row = s.width * s.pixel, plane = s.height * (row + 4);
+    for (const Apart& apart : {Apart{s.planes * plane + 1, plane + 3, row + 4},
+                               Apart{2 * s.planes * plane, plane, row + 1}, Apart{0, 0, row}}) {
+      std::mt19937_64 engine(4);
+      std::vector<TypeParam> images(2 * s.batch * s.planes * plane + 8);
+      for (TypeParam& x : images) x = static_cast<TypeParam>(engine());
+      std::vector<TypeParam> out(s.elements());
+      ASSERT_LAUNCHED(shift(sizeof(TypeParam), images.data(), shifts.data(), out.data(), s, apart));
+      for (int64_t i = 0; i < s.elements(); ++i) {
+        ASSERT_EQ(out[i], images[place(s, apart, from[i])]) << "at " << i;
+      }
     }
   }
 }
@@ -144,43 +192,47 @@ TYPED_TEST_SUITE(CudaRandomShiftBackward, FloatingTypes);
 TYPED_TEST(CudaRandomShiftBackward, ReturnsEveryGradientToItsSource) {
   using T = TypeParam;
   for (const Sizes& s : kSizes) {
-    if (s.pixel != 1) continue;
-    const auto grad = write_all<T>(normal(s.elements(), 1, 4));
+    const int64_t row = s.width * s.pixel + 3, plane = s.height * row + 1;
     const auto shifts = shifts_of(s);
     const auto from = sources(s, shifts);
-    std::vector<double> expected(s.elements());
-    for (int64_t i = 0; i < s.elements(); ++i) expected[from[i]] += Element<T>::read(grad[i]);
-    const auto out = in_every_order([&] {
-      auto result = unwritten<T>(s.elements());
-      EXPECT_LAUNCHED(launch_random_shift_backward(Element<T>::kDtype, grad.data(), shifts.data(),
-                                                   result.data(), s.batch, s.planes, s.height,
-                                                   s.width, s.pad, nullptr));
-      return result;
-    });
-    expect_near(out, expected, tolerance<T>(20), 20 * Element<compute_t<T>>::kEpsilon);
+    for (const Apart& apart : {contiguous(s), Apart{s.planes * plane + 2, plane, row}}) {
+      const auto grad = write_all<T>(normal(s.batch * (s.planes * plane + 2), 1, 4));
+      std::vector<double> expected(s.elements());
+      for (int64_t i = 0; i < s.elements(); ++i) {
+        expected[from[i]] += Element<T>::read(grad[place(s, apart, i)]);
+      }
+      const auto out = in_every_order([&] {
+        auto result = unwritten<T>(s.elements());
+        EXPECT_LAUNCHED(
+            shift_back(Element<T>::kDtype, grad.data(), shifts.data(), result.data(), s, apart));
+        return result;
+      });
+      expect_near(out, expected, tolerance<T>(20), 20 * Element<compute_t<T>>::kEpsilon);
+    }
   }
 }
 
 TEST(CudaRandomShiftValues, AShiftOutOfRangeStopsTheKernel) {
   const std::vector<float> images(4);
   std::vector<float> out(4);
+  const Sizes s{1, 1, 2, 2, 1, 2};
   for (const std::vector<int64_t>& shifts : {std::vector<int64_t>{3, 0}, {0, -3}}) {
-    EXPECT_EQ(cudaErrorAssert, launch_random_shift(4, images.data(), shifts.data(), out.data(), 1,
-                                                   1, 2, 2, 1, 2, nullptr));
-    EXPECT_NE(emulation::last_failure().find("shifts should be in [-pad, pad]"), std::string::npos);
     EXPECT_EQ(cudaErrorAssert,
-              launch_random_shift_backward(Dtype::kFloat32, images.data(), shifts.data(),
-                                           out.data(), 1, 1, 2, 2, 2, nullptr));
+              shift(4, images.data(), shifts.data(), out.data(), s, contiguous(s)));
+    EXPECT_NE(emulation::last_failure().find("shifts should be in [-pad, pad]"), std::string::npos);
+    EXPECT_EQ(cudaErrorAssert, shift_back(Dtype::kFloat32, images.data(), shifts.data(), out.data(),
+                                          s, contiguous(s)));
   }
 }
 
 TEST(CudaRandomShiftValues, NoImagesAndUnknownSizes) {
-  ASSERT_LAUNCHED(launch_random_shift(4, nullptr, nullptr, nullptr, 0, 3, 5, 5, 1, 4, nullptr));
-  EXPECT_EQ(cudaErrorInvalidValue,
-            launch_random_shift(16, nullptr, nullptr, nullptr, 1, 3, 5, 5, 1, 4, nullptr));
+  const auto unread = [](int64_t element_size, const Sizes& s) {
+    return shift(element_size, nullptr, nullptr, nullptr, s, contiguous(s));
+  };
+  ASSERT_LAUNCHED(unread(4, {0, 3, 5, 5, 1, 4}));
+  EXPECT_EQ(cudaErrorInvalidValue, unread(16, {1, 3, 5, 5, 1, 4}));
   // A row that 32 bits could not count.
-  EXPECT_EQ(cudaErrorInvalidValue, launch_random_shift(4, nullptr, nullptr, nullptr, 1, 3, 5,
-                                                       int64_t{1} << 25, 3, 4, nullptr));
+  EXPECT_EQ(cudaErrorInvalidValue, unread(4, {1, 3, 5, int64_t{1} << 25, 3, 4}));
 }
 
 }  // namespace

@@ -19,6 +19,7 @@ TEST(Dispatch, SinkhornRunsAtTheLevelInUse) {
   const float scores[4] = {1, 0, 0, 1};
   float picked[4], direct[4];
   SinkhornArgs args{.scores = scores,
+                    .score_stride = 2,
                     .codes = picked,
                     .dtype = DType::f32,
                     .problems = 1,

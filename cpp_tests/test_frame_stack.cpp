@@ -209,6 +209,21 @@ TEST_P(FrameStack, StacksMoreThanTheCachesHold) {
   }
 }
 
+// Others may write index and shifts meanwhile. Here the kernel itself does: they lie in the result,
+// which becomes 255 all over.
+TEST_P(FrameStack, UsesTheValuesThatItChecked) {
+  const std::vector<uint8_t> frames(kN * kC * kH * kW, 255);
+  std::vector<int64_t> out(kB * kK * kC * kH * kW / sizeof(int64_t) + 1);
+  std::copy(kIndex.begin(), kIndex.end(), out.begin());
+  std::copy(kShifts.begin(), kShifts.end(), out.begin() + kB * kK);
+  FrameStackArgs args = arguments(frames, out.data());
+  args.index = out.data();
+  args.shifts = out.data() + kB * kK;
+  args.threads = 1;
+  ASSERT_EQ(CRPT_AT(GetParam(), frame_stack)(args).argument, nullptr);
+  EXPECT_EQ(std::count(out.begin(), out.end() - 1, -1), static_cast<int64_t>(out.size()) - 1);
+}
+
 TEST_P(FrameStack, NamesTheValueThatIsOutOfRange) {
   const auto frames = make_frames();
   std::vector<uint8_t> out(kB * kK * kC * kH * kW, 42);

@@ -20,12 +20,15 @@ struct Centered {
   std::vector<float> queries, keys, query_norms, half_key_norms;
 };
 
+// Rows of queries lie D + gap elements apart, those of keys D + 2 gap.
 Centered center(Isa level, const std::vector<float>& queries, const std::vector<float>& keys, int B,
-                int Q, int D, int threads = 1) {
+                int Q, int D, int threads = 1, int64_t gap = 0) {
   Centered out{std::vector<float>(B * D, 42.0f), std::vector<float>(Q * D, 42.0f),
                std::vector<float>(B, 42.0f), std::vector<float>(Q, 42.0f)};
   CRPT_AT(level, knn_center)({.queries = queries.data(),
                               .keys = keys.data(),
+                              .query_stride = D + gap,
+                              .key_stride = D + 2 * gap,
                               .centered_queries = out.queries.data(),
                               .centered_keys = out.keys.data(),
                               .query_norms = out.query_norms.data(),
@@ -40,8 +43,9 @@ Centered center(Isa level, const std::vector<float>& queries, const std::vector<
 
 // `noise` is added to the dots, in units of what the tolerance allows them.
 Found run(Isa level, const std::vector<float>& queries, const std::vector<float>& keys, int B,
-          int Q, int D, int k, double tolerance, int threads = 1, double noise = 0) {
-  const Centered near = center(level, queries, keys, B, Q, D, threads);
+          int Q, int D, int k, double tolerance, int threads = 1, double noise = 0,
+          int64_t gap = 0) {
+  const Centered near = center(level, queries, keys, B, Q, D, threads, gap);
   std::mt19937 random(3);
   std::vector<float> dots(static_cast<size_t>(B) * Q);
   for (int b = 0; b < B; ++b) {
@@ -56,6 +60,8 @@ Found run(Isa level, const std::vector<float>& queries, const std::vector<float>
   Found found{std::vector<float>(B), std::vector<int64_t>(B)};
   CRPT_AT(level, knn_distance)({.queries = queries.data(),
                                 .keys = keys.data(),
+                                .query_stride = D + gap,
+                                .key_stride = D + 2 * gap,
                                 .dots = dots.data(),
                                 .query_norms = near.query_norms.data(),
                                 .half_key_norms = near.half_key_norms.data(),
@@ -177,6 +183,39 @@ TEST_P(KnnDistance, OverflowingProductsHideNoNeighbour) {
             2);
 }
 
+TEST_P(KnnDistance, RowsMayLieApart) {
+  const int B = 9, Q = 70, D = 13, gap = 3;
+  const auto queries = testing::as<float>(uniform(B * D, 1, -1, 1));
+  const auto keys = testing::as<float>(uniform(Q * D, 2, -1, 1));
+  const auto far_queries = testing::apart(queries, D, D + gap);
+  const auto far_keys = testing::apart(keys, D, D + 2 * gap);
+  const Found found = run(GetParam(), queries, keys, B, Q, D, 3, tolerance_of(D));
+  const Found apart =
+      run(GetParam(), far_queries, far_keys, B, Q, D, 3, tolerance_of(D), 2, 0, gap);
+  EXPECT_EQ(apart.distance, found.distance);
+  EXPECT_EQ(apart.index, found.index);
+  const std::vector<float> grad(B, 1);
+  const auto gradients = [&](const std::vector<float>& q, const std::vector<float>& k, int64_t g) {
+    std::pair got{std::vector<float>(B * D), std::vector<float>(Q * D)};
+    CRPT_AT(GetParam(), knn_distance_backward)({.grad = grad.data(),
+                                                .queries = q.data(),
+                                                .keys = k.data(),
+                                                .query_stride = D + g,
+                                                .key_stride = D + 2 * g,
+                                                .distance = found.distance.data(),
+                                                .index = found.index.data(),
+                                                .grad_queries = got.first.data(),
+                                                .grad_keys = got.second.data(),
+                                                .dtype = DType::f32,
+                                                .batch = B,
+                                                .count = Q,
+                                                .dim = D,
+                                                .threads = 2});
+    return got;
+  };
+  EXPECT_EQ(gradients(far_queries, far_keys, gap), gradients(queries, keys, 0));
+}
+
 // Enough elements that three threads do start.
 TEST_P(KnnDistance, BitsDoNotDependOnThreads) {
   const int B = 150, Q = 700, D = 64;
@@ -192,6 +231,8 @@ TEST_P(KnnDistance, BitsDoNotDependOnThreads) {
     CRPT_AT(GetParam(), knn_distance_backward)({.grad = grad.data(),
                                                 .queries = queries.data(),
                                                 .keys = keys.data(),
+                                                .query_stride = D,
+                                                .key_stride = D,
                                                 .distance = one.distance.data(),
                                                 .index = one.index.data(),
                                                 .grad_queries = got.first.data(),
@@ -233,6 +274,8 @@ TEST_P(KnnDistance, GradientIsTheUnitVectorFromTheKey) {
     CRPT_AT(GetParam(), knn_distance_backward)({.grad = grad,
                                                 .queries = queries,
                                                 .keys = keys,
+                                                .query_stride = 2,
+                                                .key_stride = 2,
                                                 .distance = distance,
                                                 .index = index,
                                                 .grad_queries = grad_queries,
@@ -245,6 +288,34 @@ TEST_P(KnnDistance, GradientIsTheUnitVectorFromTheKey) {
     const double to_queries[] = {1.2, 1.6, 0, 0, 0, 7}, to_keys[] = {-1.2, -8.6, 0, 0};
     for (int i = 0; i < 6; ++i) EXPECT_DOUBLE_EQ(grad_queries[i], to_queries[i]);
     for (int i = 0; i < 4; ++i) EXPECT_DOUBLE_EQ(grad_keys[i], to_keys[i]);
+  }
+}
+
+TEST_P(KnnDistance, BackwardNamesTheIndexThatIsOutOfRange) {
+  const float ones[6] = {1, 1, 1, 1, 1, 1};
+  for (const int64_t wrong : {int64_t{-1}, int64_t{2}, INT64_MAX, INT64_MIN}) {
+    const int64_t index[] = {0, wrong, 1};
+    float grad_queries[6] = {42, 42, 42, 42, 42, 42}, grad_keys[4] = {42, 42, 42, 42};
+    const BadValue bad = CRPT_AT(GetParam(), knn_distance_backward)({.grad = ones,
+                                                                     .queries = ones,
+                                                                     .keys = ones,
+                                                                     .query_stride = 2,
+                                                                     .key_stride = 2,
+                                                                     .distance = ones,
+                                                                     .index = index,
+                                                                     .grad_queries = grad_queries,
+                                                                     .grad_keys = grad_keys,
+                                                                     .dtype = DType::f32,
+                                                                     .batch = 3,
+                                                                     .count = 2,
+                                                                     .dim = 2,
+                                                                     .threads = 2});
+    ASSERT_STREQ(bad.argument, "index");
+    EXPECT_EQ(bad.position, 1);
+    EXPECT_EQ(bad.value, wrong);
+    EXPECT_EQ(bad.high, 1);
+    for (const float x : grad_queries) EXPECT_EQ(x, 42);  // nothing was written
+    for (const float x : grad_keys) EXPECT_EQ(x, 42);
   }
 }
 

@@ -34,6 +34,8 @@ TEST_P(PrototypeLoss, MatchesTheDefinition) {
     const auto kernel = CRPT_AT(GetParam(), prototype_loss);
     kernel({.scores = scores.data(),
             .codes = codes.data(),
+            .score_stride = M,
+            .code_stride = M,
             .loss = loss,
             .logsumexp = lse,
             .gradient = nullptr,
@@ -45,6 +47,8 @@ TEST_P(PrototypeLoss, MatchesTheDefinition) {
             .threads = 2});
     kernel({.scores = scores32.data(),
             .codes = codes32.data(),
+            .score_stride = M,
+            .code_stride = M,
             .loss = loss32,
             .logsumexp = lse32,
             .gradient = nullptr,
@@ -73,6 +77,8 @@ TEST_P(PrototypeLoss, LossWithItsGradient) {
                              void* gradient, int threads) {
       CRPT_AT(GetParam(), prototype_loss)({.scores = x,
                                            .codes = q,
+                                           .score_stride = M,
+                                           .code_stride = M,
                                            .loss = losses,
                                            .logsumexp = sums,
                                            .gradient = gradient,
@@ -87,6 +93,8 @@ TEST_P(PrototypeLoss, LossWithItsGradient) {
     CRPT_AT(GetParam(), prototype_loss_backward)({.grad = ones.data(),
                                                   .scores = scores.data(),
                                                   .codes = codes.data(),
+                                                  .score_stride = M,
+                                                  .code_stride = M,
                                                   .logsumexp = lse.data(),
                                                   .grad_input = grad.data(),
                                                   .dtype = DType::f64,
@@ -141,6 +149,8 @@ TEST_P(PrototypeLoss, GradientsMatchFiniteDifferences) {
   double loss, lse[B];
   CRPT_AT(GetParam(), prototype_loss)({.scores = scores.data(),
                                        .codes = codes.data(),
+                                       .score_stride = M,
+                                       .code_stride = M,
                                        .loss = &loss,
                                        .logsumexp = lse,
                                        .gradient = nullptr,
@@ -155,6 +165,8 @@ TEST_P(PrototypeLoss, GradientsMatchFiniteDifferences) {
     CRPT_AT(GetParam(), prototype_loss_backward)({.grad = &grad,
                                                   .scores = scores.data(),
                                                   .codes = of_codes ? nullptr : codes.data(),
+                                                  .score_stride = M,
+                                                  .code_stride = M,
                                                   .logsumexp = lse,
                                                   .grad_input = got.data(),
                                                   .dtype = DType::f64,
@@ -182,6 +194,8 @@ TEST_P(PrototypeLoss, LargeCommonOffsetsLoseNothing) {
   float loss, lse;
   CRPT_AT(GetParam(), prototype_loss)({.scores = scores.data(),
                                        .codes = codes.data(),
+                                       .score_stride = M,
+                                       .code_stride = M,
                                        .loss = &loss,
                                        .logsumexp = &lse,
                                        .gradient = nullptr,
@@ -203,12 +217,14 @@ struct Gradients {
 
 Gradients float_gradients(Isa level, const std::vector<float>& scores,
                           const std::vector<float>& codes, int64_t B, int64_t M, double T,
-                          int threads = 1) {
+                          int threads = 1, int64_t gap = 0) {
   const float grad = 1;
   std::vector<float> lse(B);
   Gradients got{0, std::vector<float>(B * M, std::nanf("")), std::vector<float>(B * M)};
   CRPT_AT(level, prototype_loss)({.scores = scores.data(),
                                   .codes = codes.data(),
+                                  .score_stride = M + gap,
+                                  .code_stride = M + 2 * gap,
                                   .loss = &got.loss,
                                   .logsumexp = lse.data(),
                                   .gradient = nullptr,
@@ -223,6 +239,8 @@ Gradients float_gradients(Isa level, const std::vector<float>& scores,
     ({.grad = &grad,
       .scores = scores.data(),
       .codes = of_codes ? nullptr : codes.data(),
+      .score_stride = M + gap,
+      .code_stride = M + 2 * gap,
       .logsumexp = lse.data(),
       .grad_input = of_codes ? got.codes.data() : got.scores.data(),
       .dtype = DType::f32,
@@ -274,6 +292,18 @@ TEST_P(PrototypeLoss, GradientsOfScoresOfAnySize) {
       }
     }
   }
+}
+
+TEST_P(PrototypeLoss, RowsMayLieApart) {
+  const int64_t B = 9, M = 13, gap = 4;
+  const auto scores = testing::as<float>(uniform(B * M, 5, -1, 1));
+  const auto codes = testing::as<float>(uniform(B * M, 6, 0, 2.0 / M));
+  const Gradients together = float_gradients(GetParam(), scores, codes, B, M, 0.1);
+  const Gradients apart = float_gradients(GetParam(), testing::apart(scores, M, M + gap),
+                                          testing::apart(codes, M, M + 2 * gap), B, M, 0.1, 2, gap);
+  EXPECT_EQ(apart.loss, together.loss);
+  EXPECT_EQ(apart.scores, together.scores);
+  EXPECT_EQ(apart.codes, together.codes);
 }
 
 // The two largest floats of opposite sign: scores / T overflows, the loss too, but nothing is NaN.

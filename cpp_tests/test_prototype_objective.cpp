@@ -28,6 +28,8 @@ TEST_P(PrototypeObjective, RowsAreUnitEmbeddingsAbovePrototypes) {
     std::vector<float> rows(P * (B + M) * D), norm(P * B), unit(P * B * D), expected_norm(P * B);
     CRPT_AT(GetParam(), prototype_objective_rows)({.embeddings = embeddings.data(),
                                                    .prototypes = prototypes.data(),
+                                                   .embedding_stride = D,
+                                                   .prototype_stride = D,
                                                    .rows = rows.data(),
                                                    .norm = norm.data(),
                                                    .dtype = DType::bf16,
@@ -37,6 +39,7 @@ TEST_P(PrototypeObjective, RowsAreUnitEmbeddingsAbovePrototypes) {
                                                    .dim = D,
                                                    .threads = 3});
     CRPT_AT(GetParam(), row_normalize)({.rows = embeddings.data(),
+                                        .stride = D,
                                         .unit = unit.data(),
                                         .norm = expected_norm.data(),
                                         .dtype = DType::bf16,
@@ -52,6 +55,31 @@ TEST_P(PrototypeObjective, RowsAreUnitEmbeddingsAbovePrototypes) {
       }
     }
   }
+}
+
+TEST_P(PrototypeObjective, EmbeddingsAndPrototypesMayLieApart) {
+  const int64_t P = 2, B = 5, M = 7, D = 11;
+  const auto embeddings = testing::as<float>(coarse(P * B * D, 1));
+  const auto prototypes = testing::as<float>(coarse(P * M * D, 2));
+  const auto computed = [&](const std::vector<float>& e, int64_t embedding_stride,
+                            const std::vector<float>& c, int64_t prototype_stride) {
+    std::pair got{std::vector<float>(P * (B + M) * D), std::vector<float>(P * B)};
+    CRPT_AT(GetParam(), prototype_objective_rows)({.embeddings = e.data(),
+                                                   .prototypes = c.data(),
+                                                   .embedding_stride = embedding_stride,
+                                                   .prototype_stride = prototype_stride,
+                                                   .rows = got.first.data(),
+                                                   .norm = got.second.data(),
+                                                   .dtype = DType::f32,
+                                                   .problems = P,
+                                                   .samples = B,
+                                                   .count = M,
+                                                   .dim = D,
+                                                   .threads = 2});
+    return got;
+  };
+  EXPECT_EQ(computed(testing::apart(embeddings, D, 13), 13, testing::apart(prototypes, D, 22), 22),
+            computed(embeddings, D, prototypes, D));
 }
 
 constexpr double kTemperature = 0.1, kWeight = 0.3, kOffset = 1.5;
@@ -70,6 +98,7 @@ Results<A> at_once(Isa level, const Sizes& size, const std::vector<double>& prod
   const std::vector<A> q = testing::as<A>(codes);
   CRPT_AT(level, prototype_objective)({.products = got.products.data(),
                                        .codes = q.data(),
+                                       .code_stride = M,
                                        .loss = got.loss.data(),
                                        .comparison = got.comparison.data(),
                                        .intrinsic = got.intrinsic.data(),
@@ -96,6 +125,8 @@ Results<double> apart(Isa level, const Sizes& size, const std::vector<double>& p
     double* const weights = scores + B * M;
     CRPT_AT(level, prototype_loss)({.scores = scores,
                                     .codes = &codes[p * B * M],
+                                    .score_stride = M,
+                                    .code_stride = M,
                                     .loss = &got.comparison[p],
                                     .logsumexp = lse.data(),
                                     .gradient = grad.data(),
@@ -148,16 +179,17 @@ TEST_P(PrototypeObjective, IsBothLossesAndTheirGradients) {
   }
 }
 
-// Losses in the storage type, everything else in float.
+// Losses in the storage type, everything else in float; of codes whose rows lie apart.
 TEST_P(PrototypeObjective, LossesAreRoundedToTheirType) {
   const Sizes size{2, 5, 7};
   const auto products = coarse(2 * 12 * 7, 3), codes = uniform(2 * 5 * 7, 4, 0, 0.2);
   const auto expected = at_once<float>(GetParam(), size, products, codes, DType::f32, 1);
   auto x = testing::as<float>(products);
-  const auto q = testing::as<float>(codes);
+  const auto q = testing::apart(testing::as<float>(codes), 7, 9);
   std::vector<BFloat16> loss(2), comparison(2), intrinsic(2);
   CRPT_AT(GetParam(), prototype_objective)({.products = x.data(),
                                             .codes = q.data(),
+                                            .code_stride = 9,
                                             .loss = loss.data(),
                                             .comparison = comparison.data(),
                                             .intrinsic = intrinsic.data(),

@@ -15,6 +15,7 @@ TEST_P(RowNormalize, UnitRowsAndLengths) {
     const auto stored = testing::as_bf16(rows);
     std::vector<float> unit(R * D), norm(R);
     CRPT_AT(GetParam(), row_normalize)({.rows = stored.data(),
+                                        .stride = D,
                                         .unit = unit.data(),
                                         .norm = norm.data(),
                                         .dtype = DType::bf16,
@@ -43,6 +44,7 @@ TEST_P(RowNormalize, GradientMatchesFiniteDifferences) {
   };
   std::vector<double> unit(D), norm(1), got(D);
   CRPT_AT(GetParam(), row_normalize)({.rows = row.data(),
+                                      .stride = D,
                                       .unit = unit.data(),
                                       .norm = norm.data(),
                                       .dtype = DType::f64,
@@ -65,6 +67,24 @@ TEST_P(RowNormalize, GradientMatchesFiniteDifferences) {
   }
 }
 
+TEST_P(RowNormalize, RowsMayLieApart) {
+  const int64_t R = 9, D = 21, stride = 30;
+  const auto rows = testing::as<float>(coarse(R * D, 1));
+  const auto computed = [&](const std::vector<float>& laid, int64_t from_row_to_row) {
+    std::pair got{std::vector<float>(R * D), std::vector<float>(R)};
+    CRPT_AT(GetParam(), row_normalize)({.rows = laid.data(),
+                                        .stride = from_row_to_row,
+                                        .unit = got.first.data(),
+                                        .norm = got.second.data(),
+                                        .dtype = DType::f32,
+                                        .count = R,
+                                        .dim = D,
+                                        .threads = 2});
+    return got;
+  };
+  EXPECT_EQ(computed(testing::apart(rows, D, stride), stride), computed(rows, D));
+}
+
 // Enough elements that three threads do start.
 TEST_P(RowNormalize, BitsDoNotDependOnThreads) {
   const int64_t R = 501, D = 129;
@@ -75,6 +95,7 @@ TEST_P(RowNormalize, BitsDoNotDependOnThreads) {
                                            std::vector<float>(R, 42.0f),
                                            std::vector<float>(R * D, 42.0f)};
     CRPT_AT(GetParam(), row_normalize)({.rows = rows.data(),
+                                        .stride = D,
                                         .unit = got[0].data(),
                                         .norm = got[1].data(),
                                         .dtype = DType::f32,

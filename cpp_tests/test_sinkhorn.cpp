@@ -36,6 +36,7 @@ std::vector<T> run(Isa level, const std::vector<T>& scores, DType dtype, int64_t
                    int64_t B, int64_t M, double temperature, int iterations, int threads = 1) {
   std::vector<T> codes(scores.size());
   CRPT_AT(level, sinkhorn)({.scores = scores.data(),
+                            .score_stride = M,
                             .codes = codes.data(),
                             .dtype = dtype,
                             .problems = problems,
@@ -137,6 +138,26 @@ TEST_P(Sinkhorn, BitsDoNotDependOnThreadsOrOnTheBatch) {
   const std::vector<float> second(scores.begin() + B * M, scores.begin() + 2 * B * M);
   const auto alone = run<float>(GetParam(), second, DType::f32, 1, B, M, 0.1, 3, 4);
   ASSERT_TRUE(std::equal(alone.begin(), alone.end(), one.begin() + B * M));
+}
+
+TEST_P(Sinkhorn, RowsMayLieApart) {
+  const int64_t P = 2, B = 21, M = 13, stride = 17;
+  const auto scores = testing::as<float>(coarse(P * B * M, 3));
+  const auto laid = testing::apart(scores, M, stride);
+  for (const double T : {0.1, 0.01}) {  // on both paths
+    std::vector<float> codes(scores.size());
+    CRPT_AT(GetParam(), sinkhorn)({.scores = laid.data(),
+                                   .score_stride = stride,
+                                   .codes = codes.data(),
+                                   .dtype = DType::f32,
+                                   .problems = P,
+                                   .samples = B,
+                                   .prototypes = M,
+                                   .temperature = T,
+                                   .iterations = 3,
+                                   .threads = 2});
+    EXPECT_EQ(codes, run<float>(GetParam(), scores, DType::f32, P, B, M, T, 3));
+  }
 }
 
 // One problem on a whole team, on both paths, and wide enough that the sums of its prototypes are

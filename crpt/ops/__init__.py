@@ -9,8 +9,11 @@ Numbers.    float32, float16, bfloat16 (accumulated in float32) and float64; the
             terms (crpt.ops.gemm). Deterministic from run to run, and, where no matrix product of
             torch's takes part, the same bits whatever the number of threads.
 Memory.     Inputs may have any strides and are never written to, but for the `out` of frame_stack.
-            Any sizes, also beyond 2**31 elements. Results are fresh tensors; large images on a CPU
-            lie in memory that is kept for the next ones (crpt.ops.cpu_memory).
+            frame_stack and random_shift read images where they lie; on a CPU the others do so with
+            matrices whose rows are contiguous and equally far apart (some columns of a larger one,
+            every other row), and copy what lies otherwise; on CUDA all that is not contiguous. Any
+            sizes, also beyond 2**31 elements. Results are fresh tensors; large images on a CPU lie
+            in memory that is kept for the next ones (crpt.ops.cpu_memory).
 Threads.    The CPU kernels use torch.get_num_threads() threads, fewer for little work, and release
             the GIL: calls from several Python threads are safe and run in parallel.
 CUDA.       The current stream and the device of the inputs; nothing waits for the device, so every

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from crpt.ops import arguments, checks
 from crpt.ops.autograd import call, fake, gradient
-from crpt.ops.layout import pixel_planes
+from crpt.ops.layout import memory_format
 
 
 def random_shift(
@@ -24,7 +24,9 @@ def random_shift(
 
     Args:
         images: [B, C, H, W], C, H, W >= 1, B may be 0; uint8 and other integers, bool, or float32,
-            float16, bfloat16, float64. Channels-last images stay channels-last.
+            float16, bfloat16, float64; any strides. Copied only where they are channels-last with
+            something between the channels of a pixel, and on CUDA where there is something between
+            the pixels of a row.
         pad: in [0, 2**31), in pixels.
         shifts: int64 [B, 2] on the device of the images: (dy, dx) in [-pad, pad]. None: drawn
             uniformly.
@@ -32,9 +34,10 @@ def random_shift(
             Under torch.compile(fullgraph=True) only None: torch cannot trace a generator.
 
     Returns:
-        The shape and dtype of the images. Floating images are differentiable (the operator is
-        linear, so to any order). On a CPU large results lie in memory that is kept for the next
-        one: see `crpt.ops.cpu_memory`.
+        The shape and dtype of the images; channels-last where they are, also if they are part of
+        larger ones, and contiguous elsewhere. Floating images are differentiable (the operator is
+        linear, so to any order); so do gradients keep their layout. On a CPU large results lie in
+        memory that is kept for the next one: see `crpt.ops.cpu_memory`.
 
     Raises:
         TypeError: type or dtype.
@@ -68,13 +71,13 @@ def _draw(images: Tensor, pad: int, generator: torch.Generator | None) -> Tensor
 @fake("random_shift")
 def _(images: Tensor, shifts: Tensor, pad: int) -> Tensor:
     checks.random_shift(images, shifts, pad)
-    return torch.empty_like(pixel_planes(images)[0])
+    return torch.empty_like(images, memory_format=memory_format(images))
 
 
 @fake("random_shift_backward")
 def _(grad: Tensor, shifts: Tensor, pad: int) -> Tensor:
     checks.random_shift_backward(grad, shifts, pad)
-    return grad.new_empty(grad.shape)
+    return torch.empty_like(grad, memory_format=memory_format(grad))
 
 
 def _setup(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:

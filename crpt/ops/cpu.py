@@ -1,4 +1,4 @@
-"""The operators on CPU tensors: check, make contiguous, allocate, call the compiled kernel.
+"""The operators on CPU tensors: check, find or make contiguous rows, allocate, call the kernel.
 
 GEMMs are torch.matmul, in float32 (float64 for float64), and follow
 torch.set_float32_matmul_precision.
@@ -17,7 +17,7 @@ from crpt.ops import checks, cpu_memory, direct
 from crpt.ops.checks import compute_dtype
 from crpt.ops.compiled import _cpu
 from crpt.ops.gemm import matmul, scaled
-from crpt.ops.layout import pixel_planes
+from crpt.ops.layout import memory_format, pixel_planes
 
 # The kernels' DType, by index.
 _DTYPE = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
@@ -32,6 +32,19 @@ def _contiguous(x: Tensor) -> Tensor:
     return x if x.is_contiguous() else x.contiguous()
 
 
+def _rows(x: Tensor) -> tuple[Tensor, int]:
+    """x [..., D] as contiguous rows, and how far it is from each to the next, in elements: copied
+    only where they are not contiguous or not all equally far apart."""
+    if x.is_contiguous():
+        return x, x.shape[-1]
+    shape, stride = x.shape, x.stride()
+    if stride[-1] == 1 and all(
+        stride[i] == shape[i + 1] * stride[i + 1] for i in range(len(shape) - 2)
+    ):
+        return x, stride[-2]
+    return x.contiguous(), shape[-1]
+
+
 def _to(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x if x.dtype == dtype else x.to(dtype)
 
@@ -44,12 +57,12 @@ def _empty(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 @_impl("sinkhorn")
 def sinkhorn_cpu(scores: Tensor, temperature: float, iterations: int) -> Tensor:
     checks.sinkhorn(scores, temperature, iterations)
-    scores = _contiguous(scores)  # [..., B, M]
+    scores, stride = _rows(scores)  # [..., B, M]
     codes = cpu_memory.new_empty(scores, scores.shape)
     b, m = scores.shape[-2:]
     _cpu.sinkhorn(
-        scores.data_ptr(), codes.data_ptr(), _DTYPE[scores.dtype], scores.numel() // (b * m), b, m,
-        temperature, iterations, torch.get_num_threads(),
+        scores.data_ptr(), stride, codes.data_ptr(), _DTYPE[scores.dtype],
+        scores.numel() // (b * m), b, m, temperature, iterations, torch.get_num_threads(),
     )  # fmt: skip
     return codes
 
@@ -58,13 +71,13 @@ def sinkhorn_cpu(scores: Tensor, temperature: float, iterations: int) -> Tensor:
 def prototype_similarity_cpu(embeddings: Tensor, prototypes: Tensor) -> tuple[Tensor, ...]:
     checks.prototype_similarity(embeddings, prototypes)
     dtype, compute = embeddings.dtype, compute_dtype(embeddings.dtype)
-    e, c = _contiguous(embeddings), _contiguous(prototypes)  # [..., B, D], [..., M, D]
+    (e, stride_e), (c, stride_c) = _rows(embeddings), _rows(prototypes)  # [..., B, D], [..., M, D]
     unit_e, norm_e = _empty(e.shape, compute), _empty(e.shape[:-1], compute)
     unit_c, norm_c = _empty(c.shape, compute), _empty(c.shape[:-1], compute)
     _cpu.row_normalize_both(
-        e.data_ptr(), unit_e.data_ptr(), norm_e.data_ptr(), norm_e.numel(), c.data_ptr(),
-        unit_c.data_ptr(), norm_c.data_ptr(), norm_c.numel(), _DTYPE[dtype], e.shape[-1],
-        torch.get_num_threads(),
+        e.data_ptr(), stride_e, unit_e.data_ptr(), norm_e.data_ptr(), norm_e.numel(),
+        c.data_ptr(), stride_c, unit_c.data_ptr(), norm_c.data_ptr(), norm_c.numel(),
+        _DTYPE[dtype], e.shape[-1], torch.get_num_threads(),
     )  # fmt: skip
     similarity = matmul(unit_e, unit_c.mT)
     return _to(similarity, dtype), unit_e, unit_c, norm_e, norm_c
@@ -94,16 +107,16 @@ def prototype_loss_cpu(
     scores: Tensor, codes: Tensor, temperature: float, of_scores: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     checks.prototype_loss(scores, codes, temperature)
-    scores, codes = _contiguous(scores), _contiguous(codes)  # [..., B, M]
+    (scores, score_stride), (codes, code_stride) = _rows(scores), _rows(codes)  # [..., B, M]
     compute, (*leading, b, m) = compute_dtype(scores.dtype), scores.shape
     loss, logsumexp = _empty(leading, scores.dtype), _empty((*leading, b), compute)
     grad_scores = cpu_memory.new_empty(
         scores, scores.shape if of_scores else (*leading, 0), compute
     )
     _cpu.prototype_loss(
-        scores.data_ptr(), codes.data_ptr(), loss.data_ptr(), logsumexp.data_ptr(),
-        grad_scores.data_ptr() if of_scores else 0, _DTYPE[scores.dtype], loss.numel(), b, m,
-        temperature, torch.get_num_threads(),
+        scores.data_ptr(), score_stride, codes.data_ptr(), code_stride, loss.data_ptr(),
+        logsumexp.data_ptr(), grad_scores.data_ptr() if of_scores else 0, _DTYPE[scores.dtype],
+        loss.numel(), b, m, temperature, torch.get_num_threads(),
     )  # fmt: skip
     return loss, logsumexp, grad_scores
 
@@ -121,14 +134,15 @@ def prototype_loss_backward_cpu(
 def _prototype_loss_backward(
     grad: Tensor, scores: Tensor, codes: Tensor | None, logsumexp: Tensor, temperature: float
 ) -> Tensor:
-    grad, scores, logsumexp = grad.contiguous(), scores.contiguous(), logsumexp.contiguous()
-    codes = None if codes is None else codes.contiguous()
+    grad, logsumexp = grad.contiguous(), logsumexp.contiguous()
+    scores, score_stride = _rows(scores)
+    codes, code_stride = (None, 0) if codes is None else _rows(codes)
     grad_input = cpu_memory.new_empty(scores, scores.shape)
     b, m = scores.shape[-2:]
     _cpu.prototype_loss_backward(
-        grad.data_ptr(), scores.data_ptr(), 0 if codes is None else codes.data_ptr(),
-        logsumexp.data_ptr(), grad_input.data_ptr(), _DTYPE[scores.dtype], grad.numel(), b, m,
-        temperature, torch.get_num_threads(),
+        grad.data_ptr(), scores.data_ptr(), score_stride, 0 if codes is None else codes.data_ptr(),
+        code_stride, logsumexp.data_ptr(), grad_input.data_ptr(), _DTYPE[scores.dtype],
+        grad.numel(), b, m, temperature, torch.get_num_threads(),
     )  # fmt: skip
     return grad_input
 
@@ -185,19 +199,20 @@ def prototype_objective_cpu(
     checks.prototype_objective(embeddings, prototypes, codes, temperature, intrinsic_weight, offset)
     dtype, compute = embeddings.dtype, compute_dtype(embeddings.dtype)
     (*leading, b, d), m = embeddings.shape, prototypes.shape[-2]
-    embeddings, prototypes = _contiguous(embeddings), _contiguous(prototypes)
-    codes = _contiguous(_to(codes, compute))
+    embeddings, embedding_stride = _rows(embeddings)
+    prototypes, prototype_stride = _rows(prototypes)
+    codes, code_stride = _rows(_to(codes, compute))
     rows, norm = _empty((*leading, b + m, d), compute), _empty((*leading, b), compute)
     threads = torch.get_num_threads()
     _cpu.prototype_objective_rows(
-        embeddings.data_ptr(), prototypes.data_ptr(), rows.data_ptr(), norm.data_ptr(),
-        _DTYPE[dtype], norm.numel() // b, b, m, d, threads,
+        embeddings.data_ptr(), embedding_stride, prototypes.data_ptr(), prototype_stride,
+        rows.data_ptr(), norm.data_ptr(), _DTYPE[dtype], norm.numel() // b, b, m, d, threads,
     )  # fmt: skip
     c = rows.narrow(-2, b, m)
     products = _contiguous(matmul(rows, c.mT))  # [..., B + M, M]: s C^T, and below it C C^T
     loss, comparison, intrinsic = (_empty(leading, dtype) for _ in range(3))
     _cpu.prototype_objective(
-        products.data_ptr(), codes.data_ptr(), loss.data_ptr(), comparison.data_ptr(),
+        products.data_ptr(), codes.data_ptr(), code_stride, loss.data_ptr(), comparison.data_ptr(),
         intrinsic.data_ptr(), _DTYPE[dtype], loss.numel(), b, m, temperature, intrinsic_weight,
         offset, threads,
     )  # fmt: skip
@@ -233,13 +248,13 @@ def prototype_objective_backward_cpu(
 @_impl("random_shift")
 def random_shift_cpu(images: Tensor, shifts: Tensor, pad: int) -> Tensor:
     checks.random_shift(images, shifts, pad)
-    images, planes, channels = pixel_planes(images)
+    out = cpu_memory.empty_like(images, memory_format(images))
+    images, planes, channels, strides = pixel_planes(images)
     shifts = shifts.contiguous()
-    out = cpu_memory.empty_like(images)
     batch, _, height, width = images.shape
     _cpu.random_shift(
-        images.data_ptr(), out.data_ptr(), shifts.data_ptr(), batch, planes, height, width,
-        channels * images.element_size(), pad, torch.get_num_threads(),
+        images.data_ptr(), strides, out.data_ptr(), shifts.data_ptr(), batch, planes, height, width,
+        channels, images.element_size(), pad, torch.get_num_threads(),
     )  # fmt: skip
     return out
 
@@ -247,11 +262,13 @@ def random_shift_cpu(images: Tensor, shifts: Tensor, pad: int) -> Tensor:
 @_impl("random_shift_backward")
 def random_shift_backward_cpu(grad: Tensor, shifts: Tensor, pad: int) -> Tensor:
     checks.random_shift_backward(grad, shifts, pad)
-    grad, shifts = grad.contiguous(), shifts.contiguous()
-    grad_images = cpu_memory.new_empty(grad, grad.shape)
+    grad_images = cpu_memory.empty_like(grad, memory_format(grad))
+    grad, planes, channels, strides = pixel_planes(grad)
+    shifts = shifts.contiguous()
+    batch, _, height, width = grad.shape
     _cpu.random_shift_backward(
-        grad.data_ptr(), grad_images.data_ptr(), shifts.data_ptr(), _DTYPE[grad.dtype],
-        *grad.shape, pad, torch.get_num_threads(),
+        grad.data_ptr(), strides, grad_images.data_ptr(), shifts.data_ptr(), _DTYPE[grad.dtype],
+        batch, planes, height, width, channels, pad, torch.get_num_threads(),
     )  # fmt: skip
     return grad_images
 
@@ -312,7 +329,7 @@ def _dot_tolerance(dtype: torch.dtype, dim: int) -> float:
 def knn_distance_cpu(queries: Tensor, keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
     checks.knn_distance(queries, keys, k)
     compute, threads = compute_dtype(queries.dtype), torch.get_num_threads()
-    queries, keys = queries.contiguous(), keys.contiguous()
+    (queries, query_stride), (keys, key_stride) = _rows(queries), _rows(keys)
     (batch, dim), count = queries.shape, keys.shape[0]
     kind, tolerance = _DTYPE[queries.dtype], _dot_tolerance(compute, dim)
     distance = queries.new_empty(batch, dtype=compute)
@@ -322,15 +339,16 @@ def knn_distance_cpu(queries: Tensor, keys: Tensor, k: int) -> tuple[Tensor, Ten
     norms = queries.new_empty(batch + count, dtype=compute)
     query_norms, half_key_norms = norms[:batch], norms[batch:]
     _cpu.knn_center(
-        queries.data_ptr(), keys.data_ptr(), near_queries.data_ptr(), near_keys.data_ptr(),
-        query_norms.data_ptr(), half_key_norms.data_ptr(), kind, batch, count, dim, threads,
+        queries.data_ptr(), query_stride, keys.data_ptr(), key_stride, near_queries.data_ptr(),
+        near_keys.data_ptr(), query_norms.data_ptr(), half_key_norms.data_ptr(), kind, batch, count,
+        dim, threads,
     )  # fmt: skip
     block = max(1, _DOTS_PER_BLOCK // count)
     for begin in range(0, batch, block):
         rows = slice(begin, begin + block)
         dots = matmul(near_queries[rows], near_keys.mT).contiguous()  # [block, Q]
         _cpu.knn_distance(
-            queries[rows].data_ptr(), keys.data_ptr(), dots.data_ptr(),
+            queries[rows].data_ptr(), query_stride, keys.data_ptr(), key_stride, dots.data_ptr(),
             query_norms[rows].data_ptr(), half_key_norms.data_ptr(), distance[rows].data_ptr(),
             index[rows].data_ptr(), kind, dots.shape[0], count, dim, k, tolerance, threads,
         )  # fmt: skip
@@ -341,20 +359,16 @@ def _knn_distance_backward(
     grad: Tensor, queries: Tensor, keys: Tensor, distance: Tensor, index: Tensor, *, of_keys: bool
 ) -> Tensor:
     checks.knn_distance_backward(grad, queries, keys, distance, index)
-    outside = (index < 0) | (index >= keys.shape[0])
-    if outside.any():
-        at = int(outside.nonzero()[0])
-        raise ValueError(
-            f"index should be in [0, {keys.shape[0] - 1}], got {int(index[at])} at [{at}]"
-        )
     compute = distance.dtype
-    grad, queries, keys = (x.to(compute).contiguous() for x in (grad, queries, keys))
-    distance, index = distance.contiguous(), index.contiguous()
+    grad, distance, index = grad.contiguous(), distance.contiguous(), index.contiguous()
+    queries, query_stride = _rows(_to(queries, compute))
+    keys, key_stride = _rows(_to(keys, compute))
     out = distance.new_empty(keys.shape if of_keys else queries.shape)
     _cpu.knn_distance_backward(
-        grad.data_ptr(), queries.data_ptr(), keys.data_ptr(), distance.data_ptr(), index.data_ptr(),
-        0 if of_keys else out.data_ptr(), out.data_ptr() if of_keys else 0, _DTYPE[compute],
-        queries.shape[0], keys.shape[0], keys.shape[1], torch.get_num_threads(),
+        grad.data_ptr(), queries.data_ptr(), query_stride, keys.data_ptr(), key_stride,
+        distance.data_ptr(), index.data_ptr(), 0 if of_keys else out.data_ptr(),
+        out.data_ptr() if of_keys else 0, _DTYPE[compute], queries.shape[0], keys.shape[0],
+        keys.shape[1], torch.get_num_threads(),
     )  # fmt: skip
     return out
 

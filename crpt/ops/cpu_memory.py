@@ -66,11 +66,11 @@ def new_empty(
     return _kept(like.new_empty(shape, dtype=dtype, device="meta"), like)
 
 
-def empty_like(like: Tensor) -> Tensor:
-    """torch.empty_like(like), in kept memory where it is large."""
+def empty_like(like: Tensor, memory_format: torch.memory_format) -> Tensor:
+    """torch.empty_like(like, memory_format=memory_format), in kept memory where it is large."""
     if not _worth_keeping(like.numel() * like.element_size()):
-        return torch.empty_like(like)
-    return _kept(torch.empty_like(like, device="meta"), like)
+        return torch.empty_like(like, memory_format=memory_format)
+    return _kept(torch.empty_like(like, memory_format=memory_format, device="meta"), like)
 
 
 def _worth_keeping(size: int, least: int = _WORTH_KEEPING) -> bool:

@@ -19,7 +19,7 @@ from torch import Tensor
 from crpt.ops import checks, direct
 from crpt.ops.checks import compute_dtype
 from crpt.ops.gemm import matmul, scaled
-from crpt.ops.layout import pixel_planes
+from crpt.ops.layout import dense_rows, memory_format
 
 
 def _load() -> Any:
@@ -272,14 +272,14 @@ def prototype_objective_backward_cuda(
 @_impl("random_shift")
 def random_shift_cuda(images: Tensor, shifts: Tensor, pad: int) -> Tensor:
     checks.random_shift(images, shifts, pad)
-    images, planes, channels = pixel_planes(images)
+    out = torch.empty_like(images, memory_format=memory_format(images))
+    images, planes, channels, strides = dense_rows(images)
     shifts = shifts.contiguous()
-    out = torch.empty_like(images)
     batch, _, height, width = images.shape
     device, stream = _stream(images.device)
     _cuda.random_shift(
         device, images.element_size(), images.data_ptr(), shifts.data_ptr(), out.data_ptr(), batch,
-        planes, height, width, channels, pad, stream,
+        planes, height, width, channels, *strides[:3], pad, stream,
     )  # fmt: skip
     return out
 
@@ -287,12 +287,14 @@ def random_shift_cuda(images: Tensor, shifts: Tensor, pad: int) -> Tensor:
 @_impl("random_shift_backward")
 def random_shift_backward_cuda(grad: Tensor, shifts: Tensor, pad: int) -> Tensor:
     checks.random_shift_backward(grad, shifts, pad)
-    grad, shifts = grad.contiguous(), shifts.contiguous()
-    grad_images = grad.new_empty(grad.shape)
+    grad_images = torch.empty_like(grad, memory_format=memory_format(grad))
+    grad, planes, channels, strides = dense_rows(grad)
+    shifts = shifts.contiguous()
+    batch, _, height, width = grad.shape
     device, stream = _stream(grad.device)
     _cuda.random_shift_backward(
         device, _DTYPE[grad.dtype], grad.data_ptr(), shifts.data_ptr(), grad_images.data_ptr(),
-        *grad.shape, pad, stream,
+        batch, planes, height, width, channels, *strides[:3], pad, stream,
     )  # fmt: skip
     return grad_images
 

@@ -33,19 +33,27 @@ using crpt::DType;
 using crpt::bindings::Address;
 using crpt::bindings::at;
 
-// Position of a flat index in a tensor of two dimensions, as Python prints it.
-void raise_if_bad(const crpt::BadValue& bad, int64_t columns) {
-  if (bad.argument == nullptr) return;
-  const auto text = [](int64_t x) { return std::to_string(x); };
-  throw py::value_error(std::string(bad.argument) + " should be in [" + text(bad.low) + ", " +
-                        text(bad.high) + "], got " + text(bad.value) + " at [" +
-                        text(bad.position / columns) + ", " + text(bad.position % columns) + "]");
+// A position as Python prints it: of a tensor of one dimension, or of two with so many columns.
+std::string place(int64_t position) { return "[" + std::to_string(position) + "]"; }
+std::string place(int64_t position, int64_t columns) {
+  return "[" + std::to_string(position / columns) + ", " + std::to_string(position % columns) + "]";
 }
 
-void sinkhorn(Address scores, Address codes, int dtype, int64_t problems, int64_t samples,
-              int64_t prototypes, double temperature, int64_t iterations, int threads) {
+template <typename... Columns>
+void raise_if_bad(const crpt::BadValue& bad, Columns... columns) {
+  if (bad.argument == nullptr) return;
+  throw py::value_error(std::string(bad.argument) + " should be in [" + std::to_string(bad.low) +
+                        ", " + std::to_string(bad.high) + "], got " + std::to_string(bad.value) +
+                        " at " + place(bad.position, columns...));
+}
+
+// Strides of matrices in elements, from row to row.
+void sinkhorn(Address scores, int64_t score_stride, Address codes, int dtype, int64_t problems,
+              int64_t samples, int64_t prototypes, double temperature, int64_t iterations,
+              int threads) {
   py::gil_scoped_release nogil;
   crpt::sinkhorn({.scores = at(scores),
+                  .score_stride = score_stride,
                   .codes = at(codes),
                   .dtype = DType(dtype),
                   .problems = problems,
@@ -57,11 +65,12 @@ void sinkhorn(Address scores, Address codes, int dtype, int64_t problems, int64_
 }
 
 // Two matrices of rows of one length, since that is what a similarity is of.
-void row_normalize_both(Address rows, Address unit, Address norm, int64_t count, Address rows2,
-                        Address unit2, Address norm2, int64_t count2, int dtype, int64_t dim,
-                        int threads) {
+void row_normalize_both(Address rows, int64_t stride, Address unit, Address norm, int64_t count,
+                        Address rows2, int64_t stride2, Address unit2, Address norm2,
+                        int64_t count2, int dtype, int64_t dim, int threads) {
   py::gil_scoped_release nogil;
   crpt::row_normalize({.rows = at(rows),
+                       .stride = stride,
                        .unit = at(unit),
                        .norm = at(norm),
                        .dtype = DType(dtype),
@@ -69,6 +78,7 @@ void row_normalize_both(Address rows, Address unit, Address norm, int64_t count,
                        .dim = dim,
                        .threads = threads});
   crpt::row_normalize({.rows = at(rows2),
+                       .stride = stride2,
                        .unit = at(unit2),
                        .norm = at(norm2),
                        .dtype = DType(dtype),
@@ -90,12 +100,14 @@ void row_normalize_backward(Address grad, Address unit, Address norm, Address gr
                                 .threads = threads});
 }
 
-void prototype_loss(Address scores, Address codes, Address loss, Address logsumexp,
-                    Address gradient, int dtype, int64_t problems, int64_t samples,
-                    int64_t prototypes, double temperature, int threads) {
+void prototype_loss(Address scores, int64_t score_stride, Address codes, int64_t code_stride,
+                    Address loss, Address logsumexp, Address gradient, int dtype, int64_t problems,
+                    int64_t samples, int64_t prototypes, double temperature, int threads) {
   py::gil_scoped_release nogil;
   crpt::prototype_loss({.scores = at(scores),
                         .codes = at(codes),
+                        .score_stride = score_stride,
+                        .code_stride = code_stride,
                         .loss = at(loss),
                         .logsumexp = at(logsumexp),
                         .gradient = at(gradient),
@@ -107,12 +119,15 @@ void prototype_loss(Address scores, Address codes, Address loss, Address logsume
                         .threads = threads});
 }
 
-void prototype_objective_rows(Address embeddings, Address prototypes, Address rows, Address norm,
-                              int dtype, int64_t problems, int64_t samples, int64_t count,
-                              int64_t dim, int threads) {
+void prototype_objective_rows(Address embeddings, int64_t embedding_stride, Address prototypes,
+                              int64_t prototype_stride, Address rows, Address norm, int dtype,
+                              int64_t problems, int64_t samples, int64_t count, int64_t dim,
+                              int threads) {
   py::gil_scoped_release nogil;
   crpt::prototype_objective_rows({.embeddings = at(embeddings),
                                   .prototypes = at(prototypes),
+                                  .embedding_stride = embedding_stride,
+                                  .prototype_stride = prototype_stride,
                                   .rows = at(rows),
                                   .norm = at(norm),
                                   .dtype = DType(dtype),
@@ -123,13 +138,14 @@ void prototype_objective_rows(Address embeddings, Address prototypes, Address ro
                                   .threads = threads});
 }
 
-void prototype_objective(Address products, Address codes, Address loss, Address comparison,
-                         Address intrinsic, int dtype, int64_t problems, int64_t samples,
-                         int64_t prototypes, double temperature, double intrinsic_weight,
-                         double offset, int threads) {
+void prototype_objective(Address products, Address codes, int64_t code_stride, Address loss,
+                         Address comparison, Address intrinsic, int dtype, int64_t problems,
+                         int64_t samples, int64_t prototypes, double temperature,
+                         double intrinsic_weight, double offset, int threads) {
   py::gil_scoped_release nogil;
   crpt::prototype_objective({.products = at(products),
                              .codes = at(codes),
+                             .code_stride = code_stride,
                              .loss = at(loss),
                              .comparison = at(comparison),
                              .intrinsic = at(intrinsic),
@@ -143,13 +159,16 @@ void prototype_objective(Address products, Address codes, Address loss, Address 
                              .threads = threads});
 }
 
-void prototype_loss_backward(Address grad, Address scores, Address codes, Address logsumexp,
-                             Address grad_input, int dtype, int64_t problems, int64_t samples,
-                             int64_t prototypes, double temperature, int threads) {
+void prototype_loss_backward(Address grad, Address scores, int64_t score_stride, Address codes,
+                             int64_t code_stride, Address logsumexp, Address grad_input, int dtype,
+                             int64_t problems, int64_t samples, int64_t prototypes,
+                             double temperature, int threads) {
   py::gil_scoped_release nogil;
   crpt::prototype_loss_backward({.grad = at(grad),
                                  .scores = at(scores),
                                  .codes = at(codes),
+                                 .score_stride = score_stride,
+                                 .code_stride = code_stride,
                                  .logsumexp = at(logsumexp),
                                  .grad_input = at(grad_input),
                                  .dtype = DType(dtype),
@@ -172,32 +191,42 @@ void intrinsic_loss(Address weights, Address loss, int dtype, int64_t problems, 
                         .threads = threads});
 }
 
-void random_shift(Address images, Address out, Address shifts, int64_t batch, int64_t planes,
-                  int64_t height, int64_t width, int64_t pixel_bytes, int64_t pad, int threads) {
+// Strides in elements, from image to image, plane to plane, row to row and pixel to pixel.
+void random_shift(Address images, std::array<int64_t, 4> strides, Address out, Address shifts,
+                  int64_t batch, int64_t planes, int64_t height, int64_t width, int64_t pixel,
+                  int64_t element_bytes, int64_t pad, int threads) {
   crpt::BadValue bad;
   {
     py::gil_scoped_release nogil;
     bad = crpt::random_shift({.images = at(images),
+                              .stride_b = strides[0] * element_bytes,
+                              .stride_plane = strides[1] * element_bytes,
+                              .stride_h = strides[2] * element_bytes,
+                              .stride_w = strides[3] * element_bytes,
                               .out = at(out),
                               .shifts = at<int64_t>(shifts),
                               .batch = batch,
                               .planes = planes,
                               .height = height,
                               .width = width,
-                              .pixel_bytes = pixel_bytes,
+                              .pixel_bytes = pixel * element_bytes,
                               .pad = pad,
                               .threads = threads});
   }
   raise_if_bad(bad, 2);
 }
 
-void random_shift_backward(Address grad, Address grad_images, Address shifts, int dtype,
-                           int64_t batch, int64_t planes, int64_t height, int64_t width,
-                           int64_t pad, int threads) {
+void random_shift_backward(Address grad, std::array<int64_t, 4> strides, Address grad_images,
+                           Address shifts, int dtype, int64_t batch, int64_t planes, int64_t height,
+                           int64_t width, int64_t pixel, int64_t pad, int threads) {
   crpt::BadValue bad;
   {
     py::gil_scoped_release nogil;
     bad = crpt::random_shift_backward({.grad = at(grad),
+                                       .stride_b = strides[0],
+                                       .stride_plane = strides[1],
+                                       .stride_h = strides[2],
+                                       .stride_w = strides[3],
                                        .grad_images = at(grad_images),
                                        .shifts = at<int64_t>(shifts),
                                        .dtype = DType(dtype),
@@ -205,6 +234,7 @@ void random_shift_backward(Address grad, Address grad_images, Address shifts, in
                                        .planes = planes,
                                        .height = height,
                                        .width = width,
+                                       .pixel = pixel,
                                        .pad = pad,
                                        .threads = threads});
   }
@@ -239,12 +269,15 @@ void frame_stack(Address frames, std::array<int64_t, 4> sizes, std::array<int64_
   raise_if_bad(bad, std::string(bad.argument ? bad.argument : "") == "index" ? stack : 2);
 }
 
-void knn_center(Address queries, Address keys, Address centered_queries, Address centered_keys,
-                Address query_norms, Address half_key_norms, int dtype, int64_t batch,
-                int64_t count, int64_t dim, int threads) {
+void knn_center(Address queries, int64_t query_stride, Address keys, int64_t key_stride,
+                Address centered_queries, Address centered_keys, Address query_norms,
+                Address half_key_norms, int dtype, int64_t batch, int64_t count, int64_t dim,
+                int threads) {
   py::gil_scoped_release nogil;
   crpt::knn_center({.queries = at(queries),
                     .keys = at(keys),
+                    .query_stride = query_stride,
+                    .key_stride = key_stride,
                     .centered_queries = at(centered_queries),
                     .centered_keys = at(centered_keys),
                     .query_norms = at(query_norms),
@@ -256,12 +289,15 @@ void knn_center(Address queries, Address keys, Address centered_queries, Address
                     .threads = threads});
 }
 
-void knn_distance(Address queries, Address keys, Address dots, Address query_norms,
-                  Address half_key_norms, Address distance, Address index, int dtype, int64_t batch,
-                  int64_t count, int64_t dim, int64_t k, double tolerance, int threads) {
+void knn_distance(Address queries, int64_t query_stride, Address keys, int64_t key_stride,
+                  Address dots, Address query_norms, Address half_key_norms, Address distance,
+                  Address index, int dtype, int64_t batch, int64_t count, int64_t dim, int64_t k,
+                  double tolerance, int threads) {
   py::gil_scoped_release nogil;
   crpt::knn_distance({.queries = at(queries),
                       .keys = at(keys),
+                      .query_stride = query_stride,
+                      .key_stride = key_stride,
                       .dots = at(dots),
                       .query_norms = at(query_norms),
                       .half_key_norms = at(half_key_norms),
@@ -276,22 +312,29 @@ void knn_distance(Address queries, Address keys, Address dots, Address query_nor
                       .threads = threads});
 }
 
-void knn_distance_backward(Address grad, Address queries, Address keys, Address distance,
-                           Address index, Address grad_queries, Address grad_keys, int dtype,
-                           int64_t batch, int64_t count, int64_t dim, int threads) {
-  py::gil_scoped_release nogil;
-  crpt::knn_distance_backward({.grad = at(grad),
-                               .queries = at(queries),
-                               .keys = at(keys),
-                               .distance = at(distance),
-                               .index = at<int64_t>(index),
-                               .grad_queries = at(grad_queries),
-                               .grad_keys = at(grad_keys),
-                               .dtype = DType(dtype),
-                               .batch = batch,
-                               .count = count,
-                               .dim = dim,
-                               .threads = threads});
+void knn_distance_backward(Address grad, Address queries, int64_t query_stride, Address keys,
+                           int64_t key_stride, Address distance, Address index,
+                           Address grad_queries, Address grad_keys, int dtype, int64_t batch,
+                           int64_t count, int64_t dim, int threads) {
+  crpt::BadValue bad;
+  {
+    py::gil_scoped_release nogil;
+    bad = crpt::knn_distance_backward({.grad = at(grad),
+                                       .queries = at(queries),
+                                       .keys = at(keys),
+                                       .query_stride = query_stride,
+                                       .key_stride = key_stride,
+                                       .distance = at(distance),
+                                       .index = at<int64_t>(index),
+                                       .grad_queries = at(grad_queries),
+                                       .grad_keys = at(grad_keys),
+                                       .dtype = DType(dtype),
+                                       .batch = batch,
+                                       .count = count,
+                                       .dim = dim,
+                                       .threads = threads});
+  }
+  raise_if_bad(bad);
 }
 
 // Memory of the pool as a buffer. Tensors made of it keep it alive; it goes back with the last.

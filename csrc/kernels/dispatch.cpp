@@ -145,7 +145,7 @@ CRPT_DISPATCH(BadValue, random_shift_backward, RandomShiftBackwardArgs)
 CRPT_DISPATCH(BadValue, frame_stack, FrameStackArgs)
 CRPT_DISPATCH(void, knn_center, KnnCenterArgs)
 CRPT_DISPATCH(void, knn_distance, KnnDistanceArgs)
-CRPT_DISPATCH(void, knn_distance_backward, KnnDistanceBackwardArgs)
+CRPT_DISPATCH(BadValue, knn_distance_backward, KnnDistanceBackwardArgs)
 CRPT_DISPATCH(void, transpose, TransposeArgs)
 CRPT_DISPATCH(void, reorder, ReorderArgs)
 

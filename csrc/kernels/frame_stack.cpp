@@ -1,5 +1,6 @@
 #include "kernels/frame_stack.h"
 
+#include "kernels/checked_values.h"
 #include "kernels/convert.h"
 #include "kernels/parallel.h"
 #include "kernels/shift.h"
@@ -58,13 +59,8 @@ inline void write_pixels(const uint8_t* in, T* out, int64_t n, bool streamed, ch
   }
 }
 
-// The pixels of a row that is not contiguous, side by side.
-inline void gather_row(const uint8_t* row, int64_t stride, int64_t n, uint8_t* out) {
-  for (int64_t x = 0; x < n; ++x) out[x] = row[x * stride];
-}
-
-// One frame's plane, shifted and cast. `stage` holds RowShift's rows, then kCastBytes, then one row
-// of pixels.
+// One frame's plane, shifted and cast. `stage` holds RowShift's rows, then kCastBytes, then as many
+// rows again.
 template <typename T>
 void stack_plane(const FrameStackArgs& args, const RowShift& plane, const uint8_t* in, T* out,
                  int64_t dy, int64_t dx, bool streamed, char* stage) {
@@ -74,21 +70,11 @@ void stack_plane(const FrameStackArgs& args, const RowShift& plane, const uint8_
     write_pixels(in, out, H * W, streamed, cast_stage);
     return;
   }
-  uint8_t* gathered = reinterpret_cast<uint8_t*>(cast_stage + kCastBytes);
+  char* gathered = cast_stage + kCastBytes;
   const char* rows = reinterpret_cast<const char*>(in);
   for (int64_t y = 0; y < H; y += plane.rows) {
     const int64_t end = y + plane.rows < H ? y + plane.rows : H;
-    if (args.stride_w == 1) {
-      stage_rows(plane, rows, args.stride_h, y, end, dy, dx, stage);
-    } else {
-      for (int64_t row = y; row < end; ++row) {
-        const int64_t from = clamp(row + dy, 0, H - 1);
-        gather_row(in + from * args.stride_h, args.stride_w, W, gathered);
-        // The plane of one row that `gathered` is.
-        stage_rows(plane, reinterpret_cast<const char*>(gathered), 0, row, row + 1, 0, dx,
-                   stage + (row - y) * W);
-      }
-    }
+    stage_strided_rows(plane, rows, args.stride_h, args.stride_w, y, end, dy, dx, stage, gathered);
     write_pixels(reinterpret_cast<const uint8_t*>(stage), out + y * W, (end - y) * W, streamed,
                  cast_stage);
   }
@@ -123,12 +109,15 @@ void typed(const FrameStackArgs& args) {
 
 }  // namespace
 
-BadValue frame_stack(const FrameStackArgs& args) {
-  BadValue bad = check_range("index", args.index, args.batch * args.stack, 0, args.frame_count - 1);
-  if (bad.argument == nullptr && args.shifts != nullptr) {
-    bad = check_range("shifts", args.shifts, 2 * args.batch, -args.pad, args.pad);
-  }
-  if (bad.argument != nullptr) return bad;
+BadValue frame_stack(const FrameStackArgs& given) {
+  const CheckedValues index("index", given.index, given.batch * given.stack, 0,
+                            given.frame_count - 1);
+  if (index.bad().argument != nullptr) return index.bad();
+  const CheckedValues shifts("shifts", given.shifts, 2 * given.batch, -given.pad, given.pad);
+  if (shifts.bad().argument != nullptr) return shifts.bad();
+  FrameStackArgs args = given;
+  args.index = index.get();
+  args.shifts = shifts.get();
   if (args.out_bytes == 1) {
     typed<uint8_t>(args);
   } else {

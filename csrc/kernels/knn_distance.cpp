@@ -2,6 +2,7 @@
 
 #include <string.h>
 
+#include "kernels/checked_values.h"
 #include "kernels/convert.h"
 #include "kernels/parallel.h"
 #include "kernels/simd_math.h"
@@ -114,7 +115,7 @@ void find_offset(const KnnCenterArgs& args, A* converted, A* offset) {
   const int64_t D = args.dim, n = args.count < kSample ? args.count : kSample;
   memset(offset, 0, sizeof(A) * static_cast<size_t>(D));
   for (int64_t i = 0; i < n; ++i) {
-    const T* key = static_cast<const T*>(args.keys) + i * args.count / n * D;
+    const T* key = static_cast<const T*>(args.keys) + i * args.count / n * args.key_stride;
     const A* x = load_row(key, D, converted);
 #pragma omp simd
     for (int64_t d = 0; d < D; ++d) offset[d] += x[d];
@@ -147,7 +148,8 @@ void center(const KnnCenterArgs& args) {
     for (int64_t row = worker * rows / team; row < (worker + 1) * rows / team; ++row) {
       const bool of_query = row < args.batch;
       const int64_t i = of_query ? row : row - args.batch;
-      const T* in = static_cast<const T*>(of_query ? args.queries : args.keys) + i * D;
+      const T* in = of_query ? static_cast<const T*>(args.queries) + i * args.query_stride
+                             : static_cast<const T*>(args.keys) + i * args.key_stride;
       A* out = static_cast<A*>(of_query ? args.centered_queries : args.centered_keys) + i * D;
       const A norm = center_row(load_row(in, D, converted), offset, out, D);
       if (of_query) {
@@ -278,7 +280,8 @@ void typed(const KnnDistanceArgs& args) {
     int64_t* index = indices.get() + worker * 2 * k;
     A *query_row = rows.get() + worker * 2 * D, *key_row = query_row + D;
     for (int64_t b = worker * args.batch / team; b < (worker + 1) * args.batch / team; ++b) {
-      const A* query = load_row(static_cast<const T*>(args.queries) + b * D, D, query_row);
+      const T* in = static_cast<const T*>(args.queries) + b * args.query_stride;
+      const A* query = load_row(in, D, query_row);
       const A* dots = static_cast<const A*>(args.dots) + b * Q;
       Smallest<A> rough(value, index, k), nearest(value + k, index + k, k);
       const A limit = kth_upper_bound(dots, high, Q, k, rough) + underflow +
@@ -286,7 +289,8 @@ void typed(const KnnDistanceArgs& args) {
       for_each_candidate(dots, low, Q, limit, [&](int64_t q) {
         // Among equals the first is the nearest, and nothing is nearer than 0.
         if (nearest.full() && nearest.top() == 0) return;
-        nearest.offer(squared_distance(query, load_row(keys + q * D, D, key_row), D), q);
+        const A* key = load_row(keys + q * args.key_stride, D, key_row);
+        nearest.offer(squared_distance(query, key, D), q);
       });
       static_cast<A*>(args.distance)[b] = sqrt_of(nearest.top());
       args.index[b] = nearest.top_index();
@@ -317,8 +321,8 @@ void backward(const KnnDistanceBackwardArgs& args) {
     A* out = static_cast<A*>(args.grad_queries);
     parallel_for(args.batch, team_size(args.threads, args.batch * D), [&](int64_t b) {
       memset(out + b * D, 0, sizeof(A) * static_cast<size_t>(D));
-      add_difference(per_distance(grad[b], distance[b]), queries + b * D, keys + args.index[b] * D,
-                     out + b * D, D);
+      add_difference(per_distance(grad[b], distance[b]), queries + b * args.query_stride,
+                     keys + args.index[b] * args.key_stride, out + b * D, D);
     });
   }
   if (args.grad_keys != nullptr) {
@@ -331,8 +335,8 @@ void backward(const KnnDistanceBackwardArgs& args) {
       for (int64_t b = 0; b < args.batch; ++b) {
         const int64_t q = args.index[b];
         if (q < first || q >= last) continue;
-        add_difference(per_distance(grad[b], distance[b]), keys + q * D, queries + b * D,
-                       out + q * D, D);
+        add_difference(per_distance(grad[b], distance[b]), keys + q * args.key_stride,
+                       queries + b * args.query_stride, out + q * D, D);
       }
     });
   }
@@ -348,8 +352,13 @@ void knn_distance(const KnnDistanceArgs& args) {
   with_type(args.dtype, [&]<typename T>(T) { typed<T>(args); });
 }
 
-void knn_distance_backward(const KnnDistanceBackwardArgs& args) {
+BadValue knn_distance_backward(const KnnDistanceBackwardArgs& given) {
+  const CheckedValues index("index", given.index, given.batch, 0, given.count - 1);
+  if (index.bad().argument != nullptr) return index.bad();
+  KnnDistanceBackwardArgs args = given;
+  args.index = index.get();
   args.dtype == DType::f64 ? backward<double>(args) : backward<float>(args);
+  return {};
 }
 
 }  // namespace crpt::CRPT_ISA

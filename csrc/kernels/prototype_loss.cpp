@@ -62,8 +62,8 @@ void forward(const PrototypeLossArgs& args) {
   const A factor = inverse / static_cast<A>(args.samples);
   const Scratch<double> losses(rows);
   parallel_for(rows, team_size(args.threads, rows * M), [&](int64_t b) {
-    const T* scores = static_cast<const T*>(args.scores) + b * M;
-    const T* codes = static_cast<const T*>(args.codes) + b * M;
+    const T* scores = static_cast<const T*>(args.scores) + b * args.score_stride;
+    const T* codes = static_cast<const T*>(args.codes) + b * args.code_stride;
     A* gradient = static_cast<A*>(args.gradient);
     const RowLoss<A> row = gradient == nullptr ? row_loss(scores, codes, M, inverse)
                                                : row_loss_and_grad(scores, codes, M, inverse,
@@ -84,7 +84,7 @@ void backward(const PrototypeLossBackwardArgs& args) {
   const Scratch<A> scratch(in_place ? 1 : team * M);
   parallel_for(team, team, [&](int64_t worker) {
     for (int64_t b = worker * rows / team; b < (worker + 1) * rows / team; ++b) {
-      const T* scores = static_cast<const T*>(args.scores) + b * M;
+      const T* scores = static_cast<const T*>(args.scores) + b * args.score_stride;
       T* grad_row = static_cast<T*>(args.grad_input) + b * M;
       const A logsumexp = static_cast<const A*>(args.logsumexp)[b];
       const A grad =
@@ -93,7 +93,7 @@ void backward(const PrototypeLossBackwardArgs& args) {
         row_grad_codes(scores, M, inverse, logsumexp, grad, grad_row);
         continue;
       }
-      const T* codes = static_cast<const T*>(args.codes) + b * M;
+      const T* codes = static_cast<const T*>(args.codes) + b * args.code_stride;
       A* p = in_place ? reinterpret_cast<A*>(grad_row) : scratch.get() + worker * M;
       row_grad_scores(scores, codes, M, inverse, logsumexp, grad * inverse, p, grad_row);
     }

@@ -14,12 +14,13 @@
 namespace crpt {
 
 struct PrototypeLossArgs {
-  const void* scores;  // [problems, B, M]
-  const void* codes;   // [problems, B, M]
-  void* loss;          // [problems]
-  void* logsumexp;     // [problems, B] in compute type: of (scores - the row's largest) / T
-  void* gradient;  // [problems, B, M] in compute type: of the loss for the scores, from the same
-                   // pass over them; null: not wanted
+  const void* scores;                 // [problems, B, M], contiguous rows
+  const void* codes;                  // [problems, B, M], contiguous rows
+  int64_t score_stride, code_stride;  // from row to row, in elements
+  void* loss;                         // [problems]
+  void* logsumexp;  // [problems, B] in compute type: of (scores - the row's largest) / T
+  void* gradient;   // [problems, B, M] in compute type: of the loss for the scores, from the same
+                    // pass over them; null: not wanted
   DType dtype;
   int64_t problems, samples, prototypes;
   double temperature;
@@ -28,11 +29,12 @@ struct PrototypeLossArgs {
 
 struct PrototypeLossBackwardArgs {
   const void* grad;    // [problems]
-  const void* scores;  // [problems, B, M]
-  const void*
-      codes;  // [problems, B, M]; null: the gradient of the codes is meant, else of the scores
-  const void* logsumexp;  // [problems, B] in compute type
-  void* grad_input;       // [problems, B, M]
+  const void* scores;  // [problems, B, M], contiguous rows
+  // [problems, B, M], contiguous rows; null: the gradient of the codes is meant, else of the scores
+  const void* codes;
+  int64_t score_stride, code_stride;  // from row to row, in elements
+  const void* logsumexp;              // [problems, B] in compute type
+  void* grad_input;                   // [problems, B, M]
   DType dtype;
   int64_t problems, samples, prototypes;
   double temperature;

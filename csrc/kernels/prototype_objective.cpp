@@ -20,10 +20,12 @@ void stack_rows(const PrototypeObjectiveRowsArgs& args) {
     const int64_t problem = row / (B + M), i = row % (B + M);
     A* out = static_cast<A*>(args.rows) + row * D;
     if (i < B) {
-      const T* in = static_cast<const T*>(args.embeddings) + (problem * B + i) * D;
+      const T* in =
+          static_cast<const T*>(args.embeddings) + (problem * B + i) * args.embedding_stride;
       static_cast<A*>(args.norm)[problem * B + i] = normalize_row(in, out, D);
     } else {
-      const T* in = static_cast<const T*>(args.prototypes) + (problem * M + i - B) * D;
+      const T* in =
+          static_cast<const T*>(args.prototypes) + (problem * M + i - B) * args.prototype_stride;
       copy_row(in, out, D);
     }
   });
@@ -44,11 +46,12 @@ void losses_of_band(const PrototypeObjectiveArgs& args, const Factors<A>& f, int
                     int64_t band, double* losses) {
   const int64_t B = args.samples, M = args.prototypes, begin = band * kBand;
   A* const products = static_cast<A*>(args.products) + problem * (B + M) * M;
-  const A* const codes = static_cast<const A*>(args.codes) + problem * B * M;
+  const A* const codes = static_cast<const A*>(args.codes) + problem * B * args.code_stride;
   const int64_t end = begin + kBand < B ? begin + kBand : B;
   for (int64_t b = begin; b < end; ++b) {
     A* row = products + b * M;
-    losses[b] = row_loss_and_grad(row, codes + b * M, M, f.inverse, f.gradient, row).loss;
+    const A* row_codes = codes + b * args.code_stride;
+    losses[b] = row_loss_and_grad(row, row_codes, M, f.inverse, f.gradient, row).loss;
   }
   for (int64_t i = begin; i < begin + kBand && i < M; ++i) {
     losses[B + i] = weigh_row(products + (B + i) * M, i, M, f.offset, f.scale, f.weight);

@@ -14,18 +14,20 @@
 namespace crpt {
 
 struct PrototypeObjectiveRowsArgs {
-  const void* embeddings;  // [problems, B, D]
-  const void* prototypes;  // [problems, M, D]
-  void* rows;              // [problems, B + M, D] in compute type
-  void* norm;              // [problems, B] in compute type: |embedding|
+  const void* embeddings;                      // [problems, B, D], contiguous rows
+  const void* prototypes;                      // [problems, M, D], contiguous rows
+  int64_t embedding_stride, prototype_stride;  // from row to row, in elements
+  void* rows;                                  // [problems, B + M, D] in compute type
+  void* norm;                                  // [problems, B] in compute type: |embedding|
   DType dtype;
   int64_t problems, samples, count, dim;  // B, M, D
   int threads;
 };
 
 struct PrototypeObjectiveArgs {
-  void* products;     // [problems, B + M, M] in compute type: [s C^T; C C^T], then [G; w W]
-  const void* codes;  // [problems, B, M] in compute type
+  void* products;       // [problems, B + M, M] in compute type: [s C^T; C C^T], then [G; w W]
+  const void* codes;    // [problems, B, M] in compute type, contiguous rows
+  int64_t code_stride;  // from row to row, in elements
   void *loss, *comparison, *intrinsic;  // [problems]
   DType dtype;                          // of these three
   int64_t problems, samples, prototypes;

@@ -10,8 +10,9 @@ namespace crpt {
 
 // A pixel is one element of a plane, or, in channels-last images, all channels of one position.
 struct RandomShiftArgs {
-  const void* images;     // [B, planes, H, W] pixels
-  void* out;              // the same
+  const void* images;  // [B, planes, H, W] pixels with the strides below, in bytes
+  int64_t stride_b, stride_plane, stride_h, stride_w;
+  void* out;              // [B, planes, H, W], contiguous
   const int64_t* shifts;  // [B, 2]: dy, dx in [-pad, pad]
   int64_t batch, planes, height, width;
   int64_t pixel_bytes;
@@ -20,11 +21,13 @@ struct RandomShiftArgs {
 };
 
 struct RandomShiftBackwardArgs {
-  const void* grad;       // [B, planes, H, W]
-  void* grad_images;      // [B, planes, H, W]
+  const void* grad;  // [B, planes, H, W] pixels with the strides below, in elements
+  int64_t stride_b, stride_plane, stride_h, stride_w;
+  void* grad_images;      // [B, planes, H, W], contiguous
   const int64_t* shifts;  // [B, 2]
   DType dtype;
   int64_t batch, planes, height, width;
+  int64_t pixel;  // elements
   int64_t pad;
   int threads;
 };

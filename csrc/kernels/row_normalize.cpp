@@ -10,8 +10,8 @@ void forward(const RowNormalizeArgs& args) {
   using A = Compute<T>;
   const int64_t D = args.dim;
   parallel_for(args.count, team_size(args.threads, args.count * D), [&](int64_t r) {
-    static_cast<A*>(args.norm)[r] = normalize_row(static_cast<const T*>(args.rows) + r * D,
-                                                  static_cast<A*>(args.unit) + r * D, D);
+    static_cast<A*>(args.norm)[r] = normalize_row(
+        static_cast<const T*>(args.rows) + r * args.stride, static_cast<A*>(args.unit) + r * D, D);
   });
 }
 

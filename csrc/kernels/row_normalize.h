@@ -10,7 +10,8 @@
 namespace crpt {
 
 struct RowNormalizeArgs {
-  const void* rows;  // [R, D]
+  const void* rows;  // [R, D], contiguous rows
+  int64_t stride;    // from row to row, in elements
   void* unit;        // [R, D] in compute type
   void* norm;        // [R] in compute type, |row|
   DType dtype;

@@ -1,5 +1,5 @@
 // What random_shift and frame_stack share: out[x] = in[clamp(x + d, 0, n - 1)] is one value
-// repeated, a run copied, or both; whole rows of that; and the check of the shifts.
+// repeated, a run copied, or both; and whole rows of that.
 #pragma once
 
 #include "kernels/dispatch.h"
@@ -98,12 +98,46 @@ inline void stage_rows(const RowShift& plane, const char* in, int64_t stride_h, 
   }
 }
 
-inline BadValue check_range(const char* argument, const int64_t* values, int64_t n, int64_t low,
-                            int64_t high) {
-  for (int64_t i = 0; i < n; ++i) {
-    if (values[i] < low || values[i] > high) return {argument, i, values[i], low, high};
+// n pixels that lie `stride` bytes apart, side by side.
+template <typename Pixel>
+inline void gather_pixels(const char* row, int64_t stride, int64_t n, int64_t bytes, char* out) {
+  const int64_t size = __is_same(Pixel, AnyPixel) ? bytes : sizeof(Pixel);
+  for (int64_t x = 0; x < n; ++x) {
+    memcpy(out + x * size, row + x * stride, static_cast<size_t>(size));
   }
-  return {};
+}
+
+inline void gather_row(const RowShift& plane, const char* row, int64_t stride, char* out) {
+  switch (plane.pixel_bytes) {
+    case 1:
+      return gather_pixels<uint8_t>(row, stride, plane.width, 1, out);
+    case 2:
+      return gather_pixels<uint16_t>(row, stride, plane.width, 2, out);
+    case 4:
+      return gather_pixels<uint32_t>(row, stride, plane.width, 4, out);
+    case 8:
+      return gather_pixels<uint64_t>(row, stride, plane.width, 8, out);
+    default:
+      return gather_pixels<AnyPixel>(row, stride, plane.width, plane.pixel_bytes, out);
+  }
+}
+
+// The same of a plane whose pixels may lie apart too; `gathered` has the size of a stage.
+inline void stage_strided_rows(const RowShift& plane, const char* in, int64_t stride_h,
+                               int64_t stride_w, int64_t begin, int64_t end, int64_t dy, int64_t dx,
+                               char* stage, char* gathered) {
+  if (stride_w != plane.pixel_bytes) {
+    for (int64_t y = begin; y < end; ++y) {
+      const char* row = in + clamp(y + dy, 0, plane.height - 1) * stride_h;
+      gather_row(plane, row, stride_w, gathered + (y - begin) * plane.row_bytes);
+    }
+    // Now they are the first rows of a plane, each in its place.
+    in = gathered;
+    stride_h = plane.row_bytes;
+    end -= begin;
+    begin = dy = 0;
+  }
+  stage_rows(plane, in, stride_h, begin, end, dy, dx, stage);
 }
 
 }  // namespace

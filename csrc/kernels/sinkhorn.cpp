@@ -12,7 +12,8 @@ constexpr double kFastRange = 40.0;
 template <typename T>
 struct Problem {
   using A = Compute<T>;
-  const T* scores;   // [B, M]
+  const T* scores;  // [B, M], rows so far apart:
+  int64_t score_stride;
   T* codes;          // [B, M]
   A* kernel;         // [B, M]; the codes themselves where T is A
   A* partial;        // [chunks, M]
@@ -38,8 +39,8 @@ Range<Compute<T>> fill_kernel(const Problem<T>& p, const Chunks& chunks) {
     Range<A> range = {static_cast<A>(__builtin_huge_val()), -static_cast<A>(__builtin_huge_val()),
                       false};
     for (int64_t b = chunks.begin(chunk); b < chunks.end(chunk); ++b) {
-      range =
-          joined(range, exp_row(p.scores + b * M, middle, inverse, p.kernel + b * M, partial, M));
+      const T* scores = p.scores + b * p.score_stride;
+      range = joined(range, exp_row(scores, middle, inverse, p.kernel + b * M, partial, M));
     }
     p.ranges[chunk] = range;
   });
@@ -123,8 +124,9 @@ void solve_log(const Problem<T>& p, const Chunks& chunks, Compute<T> top) {
   const int64_t M = p.M;
   const A log_m = log_of(static_cast<A>(M)), log_b = log_of(static_cast<A>(p.B));
   parallel_for(chunks.count, p.threads, [&](int64_t chunk) {
-    const int64_t begin = chunks.begin(chunk) * M, end = chunks.end(chunk) * M;
-    log_kernel(p.scores + begin, top, p.temperature, p.kernel + begin, end - begin);
+    for (int64_t b = chunks.begin(chunk); b < chunks.end(chunk); ++b) {
+      log_kernel(p.scores + b * p.score_stride, top, p.temperature, p.kernel + b * M, M);
+    }
   });
   for (int64_t iteration = 0; iteration < p.iterations; ++iteration) {
     column_logsumexp(p, chunks);
@@ -196,7 +198,8 @@ void sinkhorn_typed(const SinkhornArgs& args) {
     for (int64_t i = worker; i < args.problems; i += workers) {
       T* codes = static_cast<T*>(args.codes) + i * size;
       Problem<T> problem{
-          .scores = static_cast<const T*>(args.scores) + i * size,
+          .scores = static_cast<const T*>(args.scores) + i * args.samples * args.score_stride,
+          .score_stride = args.score_stride,
           .codes = codes,
           .kernel = need.kernel > 0 ? memory : reinterpret_cast<A*>(codes),
           .partial = memory + need.kernel,

@@ -11,8 +11,9 @@
 namespace crpt {
 
 struct SinkhornArgs {
-  const void* scores;  // [problems, B, M]
-  void* codes;         // [problems, B, M]
+  const void* scores;    // [problems, B, M], contiguous rows
+  int64_t score_stride;  // from row to row, in elements
+  void* codes;           // [problems, B, M], contiguous
   DType dtype;
   int64_t problems, samples, prototypes;
   double temperature;  // > 0 in the compute type

@@ -114,7 +114,7 @@ class Sampler {
   void draw(int64_t row, uint64_t first_draw = 0) {
     rows_[at(row)] = Row::rejected;
     if (args_.slots != nullptr) {
-      const uint64_t slot = static_cast<uint64_t>(args_.slots[row]);
+      const uint64_t slot = static_cast<uint64_t>(load(args_.slots + row));  // read once
       if (slot >= ring_.capacity) return;
       // Neither in one whose step is being overwritten, nor in one never counted.
       const uint64_t stamp = load(ring_.stamps + slot, std::memory_order_acquire);

@@ -22,6 +22,7 @@ import pytest
 import rounded_encoder
 import torch
 from cmake import CMAKE_BIN_DIR
+from copies import copies
 from operator_samples import Sample
 from test_common import (
     MOVES_ONLY,
@@ -233,6 +234,30 @@ def test_random_shift_moves_every_type(dtype: torch.dtype) -> None:
     shifts = torch.tensor([[-2, 2], [0, 1], [1, -2]])
     got = cuda.random_shift_cuda(images, shifts, 2)
     assert torch.equal(got, reference.random_shift(images, 2, shifts))
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_random_shift_reads_parts_of_images_where_they_lie(last: bool) -> None:
+    images = torch.rand(6, 5, 12, 16)
+    if last:
+        images = images.contiguous(memory_format=torch.channels_last)
+    shifts = torch.tensor([[1, -2], [0, 3], [-3, 0]])
+    parts = [
+        images[::2],
+        images[:3, :, 1::2],
+        images[:3, :, 2:9, 3:11],
+        images[:1].expand(3, 5, 12, 16),
+    ]
+    for part in parts if last else [*parts, images[:3, 1:4]]:
+        for function in (torch.ops.crpt.random_shift, torch.ops.crpt.random_shift_backward):
+            expected = function(part.contiguous(), shifts, 3)
+            with OnEmulatedDevice():
+                assert torch.equal(function(part, shifts, 3), expected)
+                assert copies(function, part, shifts, 3) == []
+    with OnEmulatedDevice():  # what is between these pixels costs a copy, and changes no layout
+        pixels = ops.random_shift(images[:3, :2, :, ::2], 3, shifts)
+    assert torch.equal(pixels, ops.random_shift(images[:3, :2, :, ::2].contiguous(), 3, shifts))
+    assert pixels.is_contiguous(memory_format=torch.channels_last) == last
 
 
 def test_knn_distance_at_a_key_has_no_gradient() -> None:

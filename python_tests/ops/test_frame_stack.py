@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import resource
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from copies import copies
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -69,9 +72,11 @@ def test_reads_a_mapped_file_without_loading_it(tmp_path: Path) -> None:
 def test_every_other_frame_of_a_store_is_not_copied(device: str) -> None:
     frames = torch.randint(0, 256, (40, 3, 8, 8), dtype=torch.uint8, device=device)
     index = torch.tensor([[0, 3], [19, 7]], device=device)
-    assert torch.equal(ops.frame_stack(frames[::2], index), frames[::2][index].flatten(1, 2))
-    flipped = frames.transpose(2, 3)
-    assert torch.equal(ops.frame_stack(flipped, index), flipped[index].flatten(1, 2))
+    for part in (frames[::2], frames[:, 1:], frames[..., 1::2], frames.mT):
+        assert torch.equal(ops.frame_stack(part, index), part[index].flatten(1, 2))
+        assert copies(ops.frame_stack, part, index) == []
+        out = torch.empty(part[index].flatten(1, 2).shape, dtype=torch.uint8, device=device)
+        assert copies(ops.frame_stack, part, index, out=out) == []
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -129,6 +134,45 @@ def test_out_has_memory_of_its_own(device: str) -> None:
     bytes_ = index.view(torch.uint8).view(2, 1, 2, 4)
     with pytest.raises(ValueError, match="out should not overlap index in memory"):
         ops.frame_stack(memory[:, :1, :2], index, out=bytes_)
+
+
+FLIPPED = """
+import threading, time
+import torch
+from crpt import ops
+
+frames = torch.randint(0, 256, (4, 1, 1, 8), dtype=torch.uint8)
+index = torch.zeros(400_000, 1, dtype=torch.int64)
+out = torch.empty(400_000, 1, 1, 8, dtype=torch.uint8)
+stop = threading.Event()
+
+def flip():
+    last = index.numpy()[-10:]
+    while not stop.is_set():
+        last[:] = 1 << 44
+        last[:] = 0
+
+thread = threading.Thread(target=flip)
+thread.start()
+done = refused = 0
+end = time.monotonic() + 0.5
+while time.monotonic() < end or not (done and refused):
+    try:
+        ops.frame_stack(frames, index, out=out)
+        done += 1
+        assert (out[-10:] == frames[0]).all()
+    except ValueError as error:
+        assert "index should be in [0, 3], got 17592186044416 at [39999" in str(error)
+        refused += 1
+stop.set()
+thread.join()
+"""
+
+
+def test_an_index_that_another_thread_writes_meanwhile_is_right_or_refused() -> None:
+    """In a process of its own, which would die of a frame read far beyond the store."""
+    done = subprocess.run([sys.executable, "-c", FLIPPED], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 F = torch.zeros(5, 3, 4, 4, dtype=torch.uint8)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from copies import copies
 from operator_samples import SAMPLES, Sample
 from test_common import gradients
 from torch import Tensor
@@ -80,6 +81,70 @@ def test_any_layout(sample: Sample, dtype: torch.dtype, layout: str, device: str
         torch.testing.assert_close(g, e, rtol=1e-6, atol=1e-6)
     for x, y in zip(laid, before, strict=True):
         assert not isinstance(x, Tensor) or torch.equal(x, y)
+
+
+def some_columns(x: Tensor) -> Tensor:
+    wide = x.new_zeros(*x.shape[:-1], x.shape[-1] + 5)
+    return wide[..., 2:-3].copy_(x)
+
+
+def every_other_row(x: Tensor) -> Tensor:
+    long = x.new_zeros(*x.shape[:-2], 2 * x.shape[-2], x.shape[-1])
+    return long[..., 1::2, :].copy_(x)
+
+
+def one_row_for_all(x: Tensor) -> Tensor:
+    return x[..., :1, :].expand(x.shape) if x.dim() == 2 else some_columns(x)
+
+
+matrices = pytest.mark.parametrize(
+    "sample",
+    [
+        s
+        for s in SAMPLES
+        if s.operator not in ("random_shift", "frame_stack", "intrinsic_loss")  # torch's product
+        and s.name in ("plain", "odd", "batched", "log_space")
+    ],
+    ids=str,
+)
+ROWS = pytest.mark.parametrize("layout", [some_columns, every_other_row, one_row_for_all])
+
+
+@matrices
+@dtypes
+@ROWS
+def test_contiguous_rows_are_not_copied(
+    sample: Sample, dtype: torch.dtype, layout: Callable[[Tensor], Tensor]
+) -> None:
+    """On a CPU, wherever the rows of a matrix lie."""
+    args, kwargs = sample.arguments(dtype)
+    laid = [layout(x) if isinstance(x, Tensor) else x for x in args]
+    copied = [x.contiguous() if isinstance(x, Tensor) else x for x in laid]
+    assert not any(x.is_contiguous() for x in laid if isinstance(x, Tensor))
+    for g, e in zip(run(sample, laid, kwargs), run(sample, copied, kwargs), strict=True):
+        torch.testing.assert_close(g, e, rtol=1e-6, atol=1e-6)
+    made = copies(sample.function, *laid, **kwargs)
+    assert made == copies(sample.function, *copied, **kwargs)  # conversions to float32 and back
+    assert made == [] or dtype != torch.float32
+
+
+@ROWS
+def test_gradients_copy_no_contiguous_rows(layout: Callable[[Tensor], Tensor]) -> None:
+    """Of what their forward pass read: gradients themselves come contiguous."""
+    scores, codes = layout(torch.rand(6, 8)), layout(torch.rand(6, 8).softmax(-1))
+    logsumexp, one = torch.rand(6), torch.ones(())
+    queries, keys = layout(torch.rand(5, 4)), layout(torch.rand(7, 4))
+    distance, index = torch.ops.crpt.knn_distance(queries, keys, 2)
+    ones = torch.ones(5)
+    for function, args in (
+        (torch.ops.crpt.prototype_loss_backward_scores, (one, scores, codes, logsumexp, 0.1)),
+        (torch.ops.crpt.prototype_loss_backward_codes, (one, scores, logsumexp, 0.1)),
+        (torch.ops.crpt.knn_distance_backward_queries, (ones, queries, keys, distance, index)),
+        (torch.ops.crpt.knn_distance_backward_keys, (ones, queries, keys, distance, index)),
+    ):
+        assert copies(function, *args) == []
+        copied = (x.contiguous() if isinstance(x, Tensor) else x for x in args)
+        assert torch.equal(function(*args), function(*copied))
 
 
 @plain

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from copies import copies
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -72,6 +74,78 @@ def test_channels_last_stays_channels_last(device: str) -> None:
     out = ops.random_shift(images, 2)
     assert out.is_contiguous(memory_format=torch.channels_last)
     assert ops.random_shift(images.contiguous(), 2).is_contiguous()
+
+
+SHIFTS = torch.tensor([[1, -2], [0, 3], [-3, 0], [2, 2]])
+PARTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "images": lambda x: x[::2],
+    "channels": lambda x: x[:, 1:4],
+    "one channel": lambda x: x[:, 2:3],
+    "every other row": lambda x: x[:, :, ::2],
+    "a window": lambda x: x[:, :, 2:9, 1:7],
+    "every other pixel": lambda x: x[..., 1::2],
+    "one image for all": lambda x: x[:1].expand(4, -1, -1, -1),
+    "one channel for all": lambda x: x[:, :1].expand(-1, 3, -1, -1),
+    "turned": lambda x: x.mT,
+}
+FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("layout", FORMATS)
+def test_parts_of_images_are_not_copied_and_keep_their_layout(
+    layout: str, part: str, dtype: torch.dtype, device: str
+) -> None:
+    images = torch.randint(0, 100, (8 if part == "images" else 4, 5, 12, 11), device=device)
+    images = PARTS[part](images.to(dtype).contiguous(memory_format=FORMATS[layout]))
+    shifts = SHIFTS.to(device)
+    out = ops.random_shift(images, 3, shifts)
+    assert torch.equal(out, ops.random_shift(images.contiguous(), 3, shifts))
+    # One channel lies in memory as in contiguous images.
+    last = layout == "channels_last" and not part.startswith("one channel")
+    assert out.is_contiguous(memory_format=FORMATS["channels_last" if last else "contiguous"])
+    dense = images.stride(3) == (images.shape[1] if last else 1)
+    if device == "cpu" or dense:
+        assert copies(ops.random_shift, images, 3, shifts) == []
+    if not dtype.is_floating_point:
+        return
+    back = torch.ops.crpt.random_shift_backward
+    grad = back(images, shifts, 3)
+    assert torch.equal(grad, back(images.contiguous(), shifts, 3))
+    assert grad.stride() == out.stride()
+    if device == "cpu" or dense:
+        assert copies(back, images, shifts, 3) == []
+
+
+@pytest.mark.parametrize("layout", FORMATS)
+def test_fakes_promise_the_layout_of_parts(layout: str, device: str) -> None:
+    images = torch.rand(4, 6, 12, 11, device=device).contiguous(memory_format=FORMATS[layout])
+    shifts = SHIFTS.to(device)
+    tests = ("test_schema", "test_faketensor")
+    for part in (*PARTS.values(), lambda x: x[:, ::2], lambda x: x.permute(3, 2, 1, 0)[:4]):
+        x = part(images)[:4]
+        for function, args in (
+            (torch.ops.crpt.random_shift, (x, shifts[: len(x)], 3)),
+            (torch.ops.crpt.random_shift_backward, (x, shifts[: len(x)], 3)),
+        ):
+            torch.library.opcheck(function, args, test_utils=tests)
+
+
+def test_channels_with_something_between_are_copied_and_stay_channels_last(device: str) -> None:
+    images = torch.rand(4, 6, 7, 5, device=device).contiguous(memory_format=torch.channels_last)
+    shifts = SHIFTS.to(device)
+    out = ops.random_shift(images[:, ::2], 3, shifts)
+    assert torch.equal(out, ops.random_shift(images[:, ::2].contiguous(), 3, shifts))
+    assert out.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_gradients_of_channels_last_images_are_channels_last(device: str) -> None:
+    images = torch.rand(4, 6, 7, 5, device=device).contiguous(memory_format=torch.channels_last)
+    images.requires_grad_()
+    out = ops.random_shift(images, 3, SHIFTS.to(device))
+    (grad,) = torch.autograd.grad(out, images, torch.rand_like(out))
+    assert grad.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_draws_uniformly_from_the_generator(device: str) -> None:
