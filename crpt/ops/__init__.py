@@ -21,7 +21,15 @@ torch.func. vmap, grad, vjp and jacrev of every operator, in any nesting: one ca
             but one each in knn_distance and frame_stack where keys or frames differ between samples
             and in the gradient of knn_distance's keys. No vmap over sinkhorn(group=...).
 Compiler.   torch.compile(fullgraph=True), with dynamic and with data-dependent sizes, also of vmap;
-            not of the gradients of torch.func, which torch itself refuses there.
+            not of the gradients of torch.func, which torch itself refuses there. Integers (k, pad,
+            iterations) may vary as sizes may. Floats are compiled in, one graph for each value, as
+            in all of torch's operators, and torch gives up after eight. Keep one that follows a
+            schedule out of the arguments, as a tensor or as a float: with T and w such,
+                sinkhorn(scores / T, 1.0)
+                prototype_loss(scores / T, codes, 1.0)
+                prototype_loss(prototype_similarity(embeddings, prototypes) / T, codes, 1.0)
+                    + w * intrinsic_loss(prototypes)
+            the last for prototype_objective, whose prototypes are of unit length.
 autocast.   The dtype of the inputs decides; inputs of mixed floating dtypes, elsewhere a TypeError,
             are promoted to the widest.
 Processes.  Inside DistributedDataParallel as any other function; sinkhorn(group=...) balances over

@@ -35,7 +35,7 @@ def sinkhorn(
         scores: [..., B, M], B, M >= 1; float32, float16, bfloat16 or float64. Leading dimensions
             are separate problems.
         temperature: T > 0.
-        iterations: >= 0; with 0 the codes are the softmax of scores / T.
+        iterations: in [0, 100000]; with 0 the codes are the softmax of scores / T.
         group: a torch.distributed process group whose processes each hold some samples of one
             batch. The sums over b then run over the samples of all, and the codes returned are
             those of this process's samples: what one process would compute on the concatenated
@@ -56,7 +56,8 @@ def sinkhorn(
     that raises leaves the others waiting until the group's timeout, as in any collective. An
     all-reduce of M values prepares, and each iteration takes one more; NaN reaches every process.
     Composed of torch's operators on any device that the group serves: on CUDA without waiting for
-    the device; under torch.compile(fullgraph=True) with functional collectives; not under vmap.
+    the device; under torch.compile(fullgraph=True) with functional collectives, one graph for each
+    number of iterations; not under vmap, which is a NotImplementedError.
 
     Source: CRPTpro (arXiv 2302.05614), section 3; SwAV (arXiv 2006.09882), appendix A.
     """

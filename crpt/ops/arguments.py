@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from numbers import Integral, Real
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -75,6 +76,8 @@ def real(name: str, value: object) -> float:
 
 
 def integer(name: str, value: object) -> int:
+    if isinstance(value, torch.SymInt):  # while torch traces: any value, in range of 64 bits
+        return cast(int, value)
     if not isinstance(value, Integral) or isinstance(value, bool):
         raise TypeError(f"{name} should be an int, got {type(value).__name__}")
     number = int(value)

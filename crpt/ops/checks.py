@@ -17,6 +17,7 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 IMAGES = (*FLOATS, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool)
 STACKS = (*FLOATS, torch.uint8)
 LARGEST_PAD = 2**31 - 1  # position + shift is far from overflow
+MOST_ITERATIONS = 100_000  # more is a mistake, which nothing could interrupt
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -28,7 +29,7 @@ def sinkhorn(scores: Tensor, temperature: float, iterations: int) -> None:
     _floating("scores", scores)
     _scores_shape("scores", scores)
     _positive("temperature", temperature)
-    _at_least("iterations", iterations, 0)
+    _iterations(iterations)
 
 
 def sinkhorn_group(scores: Tensor, temperature: float, iterations: int) -> None:
@@ -38,7 +39,7 @@ def sinkhorn_group(scores: Tensor, temperature: float, iterations: int) -> None:
     if len(shape) < 2 or not _hold(shape[-1] >= 1):
         raise ValueError(f"scores should be [..., B, M] with M >= 1, got {list(shape)}")
     _positive("temperature", temperature)
-    _at_least("iterations", iterations, 0)
+    _iterations(iterations)
 
 
 def prototype_similarity(embeddings: Tensor, prototypes: Tensor) -> None:
@@ -356,10 +357,14 @@ def _shifts(shifts: Tensor, batch: int, device: torch.device) -> None:
     _same_device("shifts", shifts, device)
 
 
+def _iterations(iterations: int) -> None:
+    _at_least("iterations", iterations, 0)
+    _at_most("iterations", iterations, MOST_ITERATIONS)
+
+
 def _pad(pad: int) -> None:
     _at_least("pad", pad, 0)
-    if pad > LARGEST_PAD:
-        raise ValueError(f"pad should be <= {LARGEST_PAD}, got {pad}")
+    _at_most("pad", pad, LARGEST_PAD)
 
 
 def _positive(name: str, value: float) -> None:
@@ -368,5 +373,10 @@ def _positive(name: str, value: float) -> None:
 
 
 def _at_least(name: str, value: int, least: int) -> None:
-    if value < least:
+    if not _hold(value >= least):
         raise ValueError(f"{name} should be >= {least}, got {value}")
+
+
+def _at_most(name: str, value: int, most: int) -> None:
+    if not _hold(value <= most):
+        raise ValueError(f"{name} should be <= {most}, got {value}")
