@@ -8,8 +8,9 @@ Numbers.    float32, float16, bfloat16 (accumulated in float32) and float64; the
             to run, and, where no matrix product of torch's takes part, the same bits whatever the
             number of threads.
 Memory.     Inputs may have any strides and are never written to, but for the `out` of frame_stack.
-            Any sizes, also beyond 2**31 elements. Results are fresh tensors; large images on a CPU
-            lie in memory that is kept for the next ones (crpt.ops.cpu_memory).
+            Any sizes, also beyond 2**31 elements (on CUDA up to 2**26 in a row of an image).
+            Results are fresh tensors; large images on a CPU lie in memory that is kept for the next
+            ones (crpt.ops.cpu_memory).
 Threads.    The CPU kernels use torch.get_num_threads() threads, fewer for little work, and release
             the GIL: calls from several Python threads are safe and run in parallel.
 CUDA.       The current stream and the device of the inputs; nothing waits for the device, so every

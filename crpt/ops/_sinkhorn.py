@@ -7,7 +7,7 @@ from torch import Tensor
 
 from crpt.ops import arguments, checks
 from crpt.ops._sinkhorn_group import sinkhorn_group
-from crpt.ops.autograd import call, fake, not_differentiable
+from crpt.ops.autograd import call, fake, in_transform, not_differentiable, under_vmap
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -66,6 +66,10 @@ def sinkhorn(
     iterations = arguments.integer("iterations", iterations)
     if group is not None:
         arguments.process_group(group)
+        if in_transform() and under_vmap(scores):
+            raise NotImplementedError(
+                "sinkhorn should have no group under vmap: give it leading dimensions"
+            )
         checks.sinkhorn_group(scores, temperature, iterations)
         if group.size() > 1 or scores.shape[-2] == 0:
             return sinkhorn_group(scores, temperature, iterations, group)

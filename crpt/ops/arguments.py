@@ -21,6 +21,8 @@ def tensor(name: str, value: object) -> None:
         raise TypeError(f"{name} should be a Tensor, got {type(value).__name__}")
     if value.layout is not torch.strided:
         raise ValueError(f"{name} should be dense, got {value.layout}")
+    if value.is_nested:
+        raise ValueError(f"{name} should be one dense tensor, got a nested one")
     if not value.is_cpu and value.device.type not in DEVICES:
         hint = ""
         if value.device.type == "cuda":

@@ -176,7 +176,7 @@ def random_shift(images: Tensor, shifts: Tensor, pad: int) -> None:
 def random_shift_images(images: Tensor, pad: int) -> None:
     """What is known before the shifts are drawn."""
     if images.dtype not in IMAGES:
-        raise TypeError(f"images should be real numbers or bool, got {images.dtype}")
+        raise TypeError(f"images should be {_names(IMAGES)}, got {images.dtype}")
     _images_shape("images", images, "B")
     _pad(pad)
 
@@ -218,6 +218,15 @@ def frame_stack_out(
         raise ValueError(f"out should be contiguous, got strides {list(out.stride())}")
     if out.requires_grad:
         raise ValueError("out should not require a gradient: frame_stack has none")
+
+
+def some_frames(frames: Tensor, index: Tensor) -> None:
+    """Of real tensors: whatever the index names, a store without frames has none of it."""
+    if frames.shape[0] == 0 and index.shape[0] > 0:
+        raise ValueError(
+            "frames should be [N, C, H, W] with N >= 1 where index has rows, "
+            f"got {list(frames.shape)}"
+        )
 
 
 def no_overlap(name: str, out: Tensor, inputs: dict[str, Tensor | None]) -> None:

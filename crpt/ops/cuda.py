@@ -47,6 +47,8 @@ _DTYPE = {
 }
 # Scratch for the squared distances of one block of queries, in elements: 64 MiB of float32.
 _SQUARES_PER_BLOCK = 1 << 24
+# Within a band of rows the kernels of images count in 32 bits: kLongestRow of shift.cuh.
+_LONGEST_ROW = 1 << 26
 
 
 def _impl(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -265,10 +267,18 @@ def prototype_objective_backward_cuda(
     return scaled(grad, grad_embeddings), scaled(grad, grad_prototypes)
 
 
+def _check_row(name: str, elements: int) -> None:
+    if elements > _LONGEST_ROW:
+        raise ValueError(
+            f"{name} should have rows of at most {_LONGEST_ROW} elements on CUDA, got {elements}"
+        )
+
+
 @_impl("random_shift")
 def random_shift_cuda(images: Tensor, shifts: Tensor, pad: int) -> Tensor:
     checks.random_shift(images, shifts, pad)
     images, planes, channels = pixel_planes(images)
+    _check_row("images", images.shape[3] * channels)
     shifts = shifts.contiguous()
     out = torch.empty_like(images)
     batch, _, height, width = images.shape
@@ -283,6 +293,7 @@ def random_shift_cuda(images: Tensor, shifts: Tensor, pad: int) -> Tensor:
 @_impl("random_shift_backward")
 def random_shift_backward_cuda(grad: Tensor, shifts: Tensor, pad: int) -> Tensor:
     checks.random_shift_backward(grad, shifts, pad)
+    _check_row("grad", grad.shape[3])
     grad, shifts = grad.contiguous(), shifts.contiguous()
     grad_images = grad.new_empty(grad.shape)
     device, stream = _stream(grad.device)
@@ -318,6 +329,8 @@ def frame_stack_out_cuda(
 def _frame_stack(
     frames: Tensor, index: Tensor, shifts: Tensor | None, pad: int, out: Tensor
 ) -> None:
+    checks.some_frames(frames, index)
+    _check_row("frames", frames.shape[3])
     index = index.contiguous()
     shifts = None if shifts is None else shifts.contiguous()
     device, stream = _stream(frames.device)
