@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from crpt.bench import ops as bench
+from crpt.bench import ops_rows
 from crpt.bench.limits import Limit, Limits, Work
-from crpt.bench.machine import last_level_cache
 from crpt.bench.ops_report import COLUMNS, Result, cells, document, notes
 from crpt.bench.ops_rows import Row, rows
 from crpt.bench.table import Table
@@ -19,6 +19,7 @@ from crpt.config import PretrainConfig
 from crpt.objectives.crptpro import CRPTPro
 
 CPU = torch.device("cpu")
+CACHE = 1 << 20
 SMALL = rows(shrink=16)
 EVERY_ROW = pytest.mark.parametrize("row", SMALL, ids=[row.name for row in SMALL])
 ARGUMENTS = bench.OpsArguments(device="cpu", compile=False, seconds=1e-3, retries=0)
@@ -33,10 +34,12 @@ def limits(device: torch.device) -> Limits:
 
 @pytest.fixture(autouse=True)
 def _small_cache(monkeypatch):
-    """Of the CPU: the sets of inputs that do not fit into it are made in no time."""
-    for module in ("machine", "limits"):
-        name = f"crpt.bench.{module}.last_level_cache"
-        monkeypatch.setattr(name, lambda d: 8 << 20 if d.type == "cpu" else last_level_cache(d))
+    """The sets of inputs that do not fit into it are made in no time."""
+    for module in ("machine", "limits", "ops_rows"):
+        monkeypatch.setattr(f"crpt.bench.{module}.last_level_cache", lambda device: CACHE)
+    ops_rows._store.cache_clear()
+    yield
+    ops_rows._store.cache_clear()
 
 
 def measure(row: Row, device: torch.device = CPU) -> list[Result]:
@@ -81,6 +84,43 @@ def test_a_row_is_right_and_measured(row):
         assert line.fraction > 0
         if row.usual.same:
             assert line.usual_difference < 1e-3  # grid_sample's offsets are not quite whole
+
+
+@EVERY_ROW
+def test_cold_inputs_are_twice_the_cache(row):
+    """What calls read, whatever their results: those the allocator gives again and again."""
+    made = []
+
+    def make(generator):
+        made.append(row.make(generator))
+        return made[-1]
+
+    cold = measure(dataclasses.replace(row, make=make))[0]
+    assert (cold.inputs, cold.sets) == ("cold", len(made))
+    stores = [inputs[0] for inputs in made] if row.operator == "frame_stack" else []
+    for inputs in made:
+        whole = sum(x.nbytes for x in inputs if isinstance(x, torch.Tensor))
+        if stores:  # of which each set reads the frames that its index names
+            assert inputs[0] is stores[0]
+            assert stores[0].nbytes >= 4 * CACHE
+            whole = inputs[1].numel() * stores[0][0].nbytes
+        assert row.reads <= whole <= 1.1 * row.reads
+    assert len(made) * row.reads >= 2 * CACHE
+
+
+def test_a_row_with_too_few_sets_is_not_called_cold(monkeypatch):
+    monkeypatch.setattr(bench, "MOST_SETS", 7)
+    part, warm = measure(SMALL[0])
+    assert (part.inputs, part.sets, warm.inputs) == ("part", 7, "warm")
+    assert cells(part)[3] in ("part", "part !")
+    said = "\n".join(notes([part, warm], DESCRIBED))
+    assert "part: as cold, but 7 sets of inputs are less than twice the cache" in said
+    assert "copy_" in said
+    assert "part" not in "\n".join(notes([warm], DESCRIBED))
+
+
+def test_no_row_of_the_claims_needs_more_sets_on_a_cache_of_a_gibibyte():
+    assert all(-(-(2 << 30) // row.reads) <= bench.MOST_SETS for row in rows())
 
 
 @pytest.mark.cuda

@@ -3,11 +3,13 @@
 Every row is checked first and timed only if it is right. Ours, the twin (crpt.ops.reference), the
 twin under torch.compile and the named alternative take turns in blocks of calls; medians are over
 rounds. Inputs are random, in two ways. `cold`: each call takes the next of so many input sets that
-together they are twice the last-level cache. `warm`: always the same set, for problems that fit in
-half that cache; so the losses find their inputs within an update, where the matrix product before
-them has just written them. Results go where the allocator puts them, for all sides alike. `graph`,
-on a GPU: ours in a CUDA graph, which is what the device needs; outside of one the host's own time
-to start an operator can be longer.
+what it reads of them is together twice the last-level cache; frames lie in a store of at least four
+times that. Where it would take more than MOST_SETS the row is called `part` instead: some of its
+inputs may be found in the cache. `warm`: always the same set, for problems that fit in half that
+cache, results included; so the losses find their inputs within an update, where the matrix product
+before them has just written them. Results go where the allocator puts them, for all sides alike.
+`graph`, on a GPU: ours in a CUDA graph, which is what the device needs; outside of one the host's
+own time to start an operator can be longer.
 """
 
 from __future__ import annotations
@@ -26,13 +28,21 @@ from torch import Tensor
 from crpt import cli
 from crpt.bench import machine
 from crpt.bench.limits import Limits
-from crpt.bench.ops_report import COLUMNS, DISTURBED, Result, cells, document, notes
+from crpt.bench.ops_report import (
+    COLUMNS,
+    DISTURBED,
+    FROM_MEMORY,
+    Result,
+    cells,
+    document,
+    notes,
+)
 from crpt.bench.ops_rows import Row, rows
 from crpt.bench.table import Table
 from crpt.bench.timing import Inputs, OtherLoad, Side, take_turns, wait_until_idle
 from crpt.files import replace_file
 
-MOST_SETS = 512
+MOST_SETS = 8192  # the smallest row's are cold with caches of up to 1 GiB
 
 
 @dataclass(frozen=True)
@@ -87,7 +97,7 @@ def ops_command(arguments: OpsArguments) -> int:
 def measure(
     row: Row, device: torch.device, limits: Limits, arguments: OpsArguments
 ) -> Iterator[Result]:
-    """The row's lines: cold; warm where that can be; on a GPU in a graph."""
+    """The row's lines: cold, or part; warm where that can be; on a GPU in a graph."""
     generator = torch.Generator(device)
     generator.seed()
     cache = machine.last_level_cache(device)
@@ -105,14 +115,15 @@ def measure(
     compiled = _compiled(row, first) if arguments.compile else None
     if compiled is not None:
         calls["compile"] = compiled
-    count = min(max(-(-2 * cache // row.work.moved), 2), MOST_SETS)
+    wanted = max(-(-2 * cache // row.reads), 2)
+    count = min(wanted, MOST_SETS)
     sets = [first, *(row.make(generator) for _ in range(count - 1))]
     usual_sets = [row.usual.prepare(*x) for x in sets] if row.usual.prepare else sets
 
     def line(inputs: str, size: int) -> Result:
         sides = [Side(name, call, sets[:size]) for name, call in calls.items()]
         sides.append(Side("usual", alternative, usual_sets[:size]))
-        against = limits.sides(row.work, cached=inputs != "cold")
+        against = limits.sides(row.work, cached=inputs not in FROM_MEMORY)
         tries: list[Result] = []
         while len(tries) <= arguments.retries and (not tries or tries[-1].disturbed):
             wait_until_idle(DISTURBED, arguments.patience)
@@ -122,7 +133,7 @@ def measure(
             tries.append(Result(row, inputs, timings, limit, size, load.cores(), off))
         return min(tries, key=lambda result: result.others or 0.0)
 
-    yield line("cold", count)
+    yield line("cold" if count == wanted else "part", count)
     fits = row.work.moved <= cache // 2
     if fits:
         yield line("warm", 1)

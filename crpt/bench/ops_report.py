@@ -16,6 +16,8 @@ SCHEMA = 1
 THEIRS = ("twin", "compile", "usual")
 # Cores that others may take before a row's figures are marked.
 DISTURBED = 0.1
+# Inputs that are not meant to be in the caches.
+FROM_MEMORY = ("cold", "part")
 # 120 columns wide.
 COLUMNS = (
     Column("operator", 14, number=False),
@@ -96,6 +98,12 @@ def notes(results: list[Result], described: dict[str, Any]) -> list[str]:
         "cold: inputs from memory. warm: inputs in the caches, as within an update; held against "
         "a copy there.",
     ]
+    part = [result.sets for result in results if result.inputs == "part"]
+    if part:
+        lines.append(
+            f"part: as cold, but {max(part)} sets of inputs are less than twice the cache: some "
+            "may be found there."
+        )
     if any(result.inputs == "graph" for result in results):
         lines.append(
             "graph: ours in a CUDA graph, the others not; on inputs as warm where those are."
@@ -117,7 +125,7 @@ def notes(results: list[Result], described: dict[str, Any]) -> list[str]:
 
 
 def _limits(results: list[Result], described: dict[str, Any]) -> list[str]:
-    limits = [result.limit for result in results if result.limit and result.inputs == "cold"]
+    limits = [result.limit for result in results if result.limit and result.inputs in FROM_MEMORY]
     if not limits:
         return []
     reached = f"copy_ {statistics.median(x.bandwidth for x in limits) / 1e9:.0f} GB/s"

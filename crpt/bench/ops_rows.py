@@ -14,6 +14,7 @@ from torch import Tensor
 from crpt import ops
 from crpt.bench import usual
 from crpt.bench.limits import Work
+from crpt.bench.machine import last_level_cache
 from crpt.bench.timing import Inputs
 from crpt.ops import reference
 
@@ -45,6 +46,8 @@ class Row:
     twin: Callable[..., Any]
     usual: Usual
     work: Work
+    reads: int
+    """Bytes of one set of inputs that a call reads, at least."""
     backward: bool = False
     """Time the gradients of all inputs that require them along with the loss."""
     tolerance: float = 1e-4
@@ -67,7 +70,7 @@ def rows(shrink: int = 1) -> tuple[Row, ...]:
         return max(size // shrink, 6)
 
     images = (n(512), 9, n(84), n(84))
-    frames = (n(8000), 3, n(84), n(84))
+    frames = (n(8000), 3, n(84), n(84))  # or more, where the caches are large
     return (
         sinkhorn(n(512), n(512)),
         sinkhorn(max(8 // shrink, 2), n(512), n(512)),
@@ -97,6 +100,7 @@ def sinkhorn(*shape: int) -> Row:
         reference.sinkhorn,
         Usual("exp-space Sinkhorn, eager", usual.sinkhorn),
         Work(2 * 4 * _product(shape)),
+        4 * _product(shape),
     )
 
 
@@ -114,6 +118,7 @@ def prototype_loss(batch: int, prototypes: int) -> Row:
         reference.prototype_loss,
         Usual("F.cross_entropy with soft targets", usual.prototype_loss),
         Work(3 * 4 * batch * prototypes),
+        2 * 4 * batch * prototypes,
         backward=True,
     )
 
@@ -129,6 +134,7 @@ def intrinsic_loss(prototypes: int, dim: int) -> Row:
         Usual("vectorised, eager", usual.intrinsic_loss),
         # C C^T, and the weights times C.
         Work(2 * 4 * prototypes * dim, 2 * 2 * prototypes**2 * dim),
+        4 * prototypes * dim,
         backward=True,
     )
 
@@ -158,6 +164,7 @@ def objective(batch: int, dim: int, prototypes: int) -> Row:
         Usual("the same in plain PyTorch, exp-space Sinkhorn", usual.objective),
         # t C^T, s C^T and its two gradients; C C^T and its one.
         Work(4 * (3 * embeddings + 2 * rows_of_c), 2 * (4 * scores + 2 * prototypes * rows_of_c)),
+        4 * (2 * embeddings + rows_of_c),
         backward=True,
     )
 
@@ -178,6 +185,7 @@ def random_shift(shape: tuple[int, int, int, int], dtype: torch.dtype, pad: int 
         reference.random_shift,
         Usual("DrQ's shift: pad, bilinear grid_sample (float32)", usual.random_shift),
         Work(2 * dtype.itemsize * _product(shape)),
+        dtype.itemsize * _product(shape),
         tolerance=0.0,
     )
 
@@ -185,12 +193,12 @@ def random_shift(shape: tuple[int, int, int, int], dtype: torch.dtype, pad: int 
 def frame_stack(
     frames: tuple[int, int, int, int], batch: int, dtype: torch.dtype, stack: int = 3, pad: int = 4
 ) -> Row:
-    count, channels, height, width = frames
+    _, channels, height, width = frames
     out = (batch, stack * channels, height, width)
 
     def make(g: torch.Generator) -> Inputs:
         store = _store(frames, g.device)
-        index = torch.randint(count, (batch, stack), generator=g, device=g.device)
+        index = torch.randint(len(store), (batch, stack), generator=g, device=g.device)
         return store, index, _shifts(g, batch, pad), pad, dtype
 
     def copy(store: Tensor, index: Tensor, *_: Any) -> Inputs:
@@ -206,6 +214,7 @@ def frame_stack(
         reference.frame_stack,
         Usual("only a copy_ of the stacks, into warm memory", Tensor.copy_, copy, same=False),
         Work((1 + dtype.itemsize) * _product(out)),
+        _product(out),
         tolerance=0.0,
     )
 
@@ -230,13 +239,16 @@ def knn_distance(queries: int, keys: int, dim: int, k: int = 3, distance: float 
         reference.knn_distance,
         Usual("cdist + topk", usual.knn_distance, same=not distance),
         Work(4 * (queries * dim + keys * dim + queries), 2 * queries * keys * dim),
+        4 * (queries + keys) * dim,
     )
 
 
 @lru_cache(maxsize=1)
 def _store(shape: tuple[int, int, int, int], device: torch.device) -> Tensor:
-    """The frames of all input sets, several times what the caches hold."""
-    return torch.randint(0, 256, shape, device=device, dtype=torch.uint8)
+    """The frames of all input sets: so many, and at least four times what the caches hold."""
+    count, *frame = shape
+    count = max(count, -(-4 * last_level_cache(device) // _product(tuple(frame))))
+    return torch.randint(0, 256, (count, *frame), device=device, dtype=torch.uint8)
 
 
 def _by(*sizes: int) -> str:

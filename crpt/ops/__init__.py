@@ -12,8 +12,9 @@ Memory.     Inputs may have any strides and are never written to, but for the `o
             frame_stack and random_shift read images where they lie; on a CPU the others do so with
             matrices whose rows are contiguous and equally far apart (some columns of a larger one,
             every other row), and copy what lies otherwise; on CUDA all that is not contiguous. Any
-            sizes, also beyond 2**31 elements. Results are fresh tensors; large images on a CPU lie
-            in memory that is kept for the next ones (crpt.ops.cpu_memory).
+            sizes, also beyond 2**31 elements (on CUDA up to 2**26 in a row of an image). Results
+            are fresh tensors; large images on a CPU lie in memory that is kept for the next ones
+            (crpt.ops.cpu_memory).
 Threads.    The CPU kernels use torch.get_num_threads() threads, fewer for little work, and release
             the GIL: calls from several Python threads are safe and run in parallel.
 CUDA.       The current stream and the device of the inputs; nothing waits for the device, so every
@@ -25,7 +26,15 @@ torch.func. vmap, grad, vjp and jacrev of every operator, in any nesting: one ca
             but one each in knn_distance and frame_stack where keys or frames differ between samples
             and in the gradient of knn_distance's keys. No vmap over sinkhorn(group=...).
 Compiler.   torch.compile(fullgraph=True), with dynamic and with data-dependent sizes, also of vmap;
-            not of the gradients of torch.func, which torch itself refuses there.
+            not of the gradients of torch.func, which torch itself refuses there. Integers (k, pad,
+            iterations) may vary as sizes may. Floats are compiled in, one graph for each value, as
+            in all of torch's operators, and torch gives up after eight. Keep one that follows a
+            schedule out of the arguments, as a tensor or as a float: with T and w such,
+                sinkhorn(scores / T, 1.0)
+                prototype_loss(scores / T, codes, 1.0)
+                prototype_loss(prototype_similarity(embeddings, prototypes) / T, codes, 1.0)
+                    + w * intrinsic_loss(prototypes)
+            the last for prototype_objective, whose prototypes are of unit length.
 autocast.   The dtype of the inputs decides; inputs of mixed floating dtypes, elsewhere a TypeError,
             are promoted to the widest.
 Processes.  Inside DistributedDataParallel as any other function; sinkhorn(group=...) balances over

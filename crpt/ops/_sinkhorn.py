@@ -7,7 +7,7 @@ from torch import Tensor
 
 from crpt.ops import arguments, checks
 from crpt.ops._sinkhorn_group import sinkhorn_group
-from crpt.ops.autograd import call, fake, not_differentiable
+from crpt.ops.autograd import call, fake, in_transform, not_differentiable, under_vmap
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -36,7 +36,7 @@ def sinkhorn(
             are separate problems.
         temperature: T, in [1.2e-38, 8.5e37] (for float64 [2.3e-308, 4.4e307]), so that T and 1 / T
             are numbers of the type computed in.
-        iterations: >= 0; with 0 the codes are the softmax of scores / T.
+        iterations: in [0, 100000]; with 0 the codes are the softmax of scores / T.
         group: a torch.distributed process group whose processes each hold some samples of one
             batch. The sums over b then run over the samples of all, and the codes returned are
             those of this process's samples: what one process would compute on the concatenated
@@ -57,7 +57,8 @@ def sinkhorn(
     that raises leaves the others waiting until the group's timeout, as in any collective. An
     all-reduce of M values prepares, and each iteration takes one more; NaN reaches every process.
     Composed of torch's operators on any device that the group serves: on CUDA without waiting for
-    the device; under torch.compile(fullgraph=True) with functional collectives; not under vmap.
+    the device; under torch.compile(fullgraph=True) with functional collectives, one graph for each
+    number of iterations; not under vmap, which is a NotImplementedError.
 
     Source: CRPTpro (arXiv 2302.05614), section 3; SwAV (arXiv 2006.09882), appendix A.
     """
@@ -66,6 +67,10 @@ def sinkhorn(
     iterations = arguments.integer("iterations", iterations)
     if group is not None:
         arguments.process_group(group)
+        if in_transform() and under_vmap(scores):
+            raise NotImplementedError(
+                "sinkhorn should have no group under vmap: give it leading dimensions"
+            )
         checks.sinkhorn_group(scores, temperature, iterations)
         if group.size() > 1 or scores.shape[-2] == 0:
             return sinkhorn_group(scores, temperature, iterations, group)

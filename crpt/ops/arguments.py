@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from numbers import Integral, Real
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -20,6 +21,8 @@ def tensor(name: str, value: object) -> None:
         raise TypeError(f"{name} should be a Tensor, got {type(value).__name__}")
     if value.layout is not torch.strided:
         raise ValueError(f"{name} should be dense, got {value.layout}")
+    if value.is_nested:
+        raise ValueError(f"{name} should be one dense tensor, got a nested one")
     if not value.is_cpu and value.device.type not in DEVICES:
         hint = ""
         if value.device.type == "cuda":
@@ -75,6 +78,8 @@ def real(name: str, value: object) -> float:
 
 
 def integer(name: str, value: object) -> int:
+    if isinstance(value, torch.SymInt):  # while torch traces: any value, in range of 64 bits
+        return cast(int, value)
     if not isinstance(value, Integral) or isinstance(value, bool):
         raise TypeError(f"{name} should be an int, got {type(value).__name__}")
     number = int(value)

@@ -114,6 +114,16 @@ def in_transform() -> bool:
     return _C._are_functorch_transforms_active() and not torch.compiler.is_compiling()
 
 
+def under_vmap(x: torch.Tensor) -> bool:
+    """Whether x holds the samples of a vmap, however many transforms lie around it."""
+    functorch = _C._functorch
+    while functorch.is_functorch_wrapped_tensor(x):
+        if functorch.is_batchedtensor(x):
+            return True
+        x = functorch.get_unwrapped(x)
+    return False
+
+
 def differentiable_once(name: str) -> None:
     """Makes the gradient of `name`, itself a gradient, an error instead of a wrong number."""
 

@@ -24,6 +24,7 @@ _INVERTIBLE = {
         (torch.float32, 126), (torch.float16, 126), (torch.bfloat16, 126), (torch.float64, 1022),
     )
 }  # fmt: skip
+MOST_ITERATIONS = 100_000  # more is a mistake, which nothing could interrupt
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -35,7 +36,7 @@ def sinkhorn(scores: Tensor, temperature: float, iterations: int) -> None:
     _floating("scores", scores)
     _scores_shape("scores", scores)
     _positive("temperature", temperature, scores.dtype)
-    _at_least("iterations", iterations, 0)
+    _iterations(iterations)
 
 
 def sinkhorn_group(scores: Tensor, temperature: float, iterations: int) -> None:
@@ -45,7 +46,7 @@ def sinkhorn_group(scores: Tensor, temperature: float, iterations: int) -> None:
     if len(shape) < 2 or not _hold(shape[-1] >= 1):
         raise ValueError(f"scores should be [..., B, M] with M >= 1, got {list(shape)}")
     _positive("temperature", temperature, scores.dtype)
-    _at_least("iterations", iterations, 0)
+    _iterations(iterations)
 
 
 def prototype_similarity(embeddings: Tensor, prototypes: Tensor) -> None:
@@ -182,7 +183,7 @@ def random_shift(images: Tensor, shifts: Tensor, pad: int) -> None:
 def random_shift_images(images: Tensor, pad: int) -> None:
     """What is known before the shifts are drawn."""
     if images.dtype not in IMAGES:
-        raise TypeError(f"images should be real numbers or bool, got {images.dtype}")
+        raise TypeError(f"images should be {_names(IMAGES)}, got {images.dtype}")
     _images_shape("images", images, "B")
     _pad(pad)
 
@@ -224,6 +225,15 @@ def frame_stack_out(
         raise ValueError(f"out should be contiguous, got strides {list(out.stride())}")
     if out.requires_grad:
         raise ValueError("out should not require a gradient: frame_stack has none")
+
+
+def some_frames(frames: Tensor, index: Tensor) -> None:
+    """Of real tensors: whatever the index names, a store without frames has none of it."""
+    if frames.shape[0] == 0 and index.shape[0] > 0:
+        raise ValueError(
+            "frames should be [N, C, H, W] with N >= 1 where index has rows, "
+            f"got {list(frames.shape)}"
+        )
 
 
 def no_overlap(name: str, out: Tensor, inputs: dict[str, Tensor | None]) -> None:
@@ -363,10 +373,14 @@ def _shifts(shifts: Tensor, batch: int, device: torch.device) -> None:
     _same_device("shifts", shifts, device)
 
 
+def _iterations(iterations: int) -> None:
+    _at_least("iterations", iterations, 0)
+    _at_most("iterations", iterations, MOST_ITERATIONS)
+
+
 def _pad(pad: int) -> None:
     _at_least("pad", pad, 0)
-    if pad > LARGEST_PAD:
-        raise ValueError(f"pad should be <= {LARGEST_PAD}, got {pad}")
+    _at_most("pad", pad, LARGEST_PAD)
 
 
 def _positive(name: str, value: float, dtype: torch.dtype) -> None:
@@ -385,5 +399,10 @@ def _positive(name: str, value: float, dtype: torch.dtype) -> None:
 
 
 def _at_least(name: str, value: int, least: int) -> None:
-    if value < least:
+    if not _hold(value >= least):
         raise ValueError(f"{name} should be >= {least}, got {value}")
+
+
+def _at_most(name: str, value: int, most: int) -> None:
+    if not _hold(value <= most):
+        raise ValueError(f"{name} should be <= {most}, got {value}")

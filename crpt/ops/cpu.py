@@ -298,6 +298,7 @@ def frame_stack_out_cpu(
 def _frame_stack(
     frames: Tensor, index: Tensor, shifts: Tensor | None, pad: int, out: Tensor
 ) -> None:
+    checks.some_frames(frames, index)
     index = index.contiguous()
     shifts = None if shifts is None else shifts.contiguous()
     # The strides of the frames go to the kernel: a copy of a store of many GB would be no help.

@@ -47,6 +47,8 @@ _DTYPE = {
 }
 # Scratch for the squared distances of one block of queries, in elements: 64 MiB of float32.
 _SQUARES_PER_BLOCK = 1 << 24
+# Within a band of rows the kernels of images count in 32 bits: kLongestRow of shift.cuh.
+_LONGEST_ROW = 1 << 26
 
 
 def _impl(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -269,11 +271,19 @@ def prototype_objective_backward_cuda(
     return scaled(grad, grad_embeddings), scaled(grad, grad_prototypes)
 
 
+def _check_row(name: str, elements: int) -> None:
+    if elements > _LONGEST_ROW:
+        raise ValueError(
+            f"{name} should have rows of at most {_LONGEST_ROW} elements on CUDA, got {elements}"
+        )
+
+
 @_impl("random_shift")
 def random_shift_cuda(images: Tensor, shifts: Tensor, pad: int) -> Tensor:
     checks.random_shift(images, shifts, pad)
     out = torch.empty_like(images, memory_format=memory_format(images))
     images, planes, channels, strides = dense_rows(images)
+    _check_row("images", images.shape[3] * channels)
     shifts = shifts.contiguous()
     batch, _, height, width = images.shape
     device, stream = _stream(images.device)
@@ -291,6 +301,7 @@ def random_shift_backward_cuda(grad: Tensor, shifts: Tensor, pad: int) -> Tensor
     grad, planes, channels, strides = dense_rows(grad)
     shifts = shifts.contiguous()
     batch, _, height, width = grad.shape
+    _check_row("grad", grad.shape[3] * channels)
     device, stream = _stream(grad.device)
     _cuda.random_shift_backward(
         device, _DTYPE[grad.dtype], grad.data_ptr(), shifts.data_ptr(), grad_images.data_ptr(),
@@ -324,6 +335,8 @@ def frame_stack_out_cuda(
 def _frame_stack(
     frames: Tensor, index: Tensor, shifts: Tensor | None, pad: int, out: Tensor
 ) -> None:
+    checks.some_frames(frames, index)
+    _check_row("frames", frames.shape[3])
     index = index.contiguous()
     shifts = None if shifts is None else shifts.contiguous()
     device, stream = _stream(frames.device)

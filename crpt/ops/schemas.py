@@ -2,7 +2,8 @@
 
 None aliases its inputs, and only `frame_stack_out` writes to one. Beside its result an operator
 returns what its gradient needs again, so that nothing is computed twice. "compute" is float64 for
-float64 inputs, else float32.
+float64 inputs, else float32. Integers are SymInt, so that one compiled graph serves all values, as
+of sizes; torch has no such thing for floats.
 
 sinkhorn              -> codes [..., B, M]
 prototype_similarity  -> similarity [..., B, M]; in compute: unit rows [..., B, D] and [..., M, D],
@@ -32,7 +33,7 @@ import torch
 LIBRARY = torch.library.Library("crpt", "DEF")
 
 SCHEMAS = (
-    "sinkhorn(Tensor scores, float temperature, int iterations) -> Tensor",
+    "sinkhorn(Tensor scores, float temperature, SymInt iterations) -> Tensor",
     "prototype_similarity("
     "Tensor embeddings, Tensor prototypes) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     "prototype_similarity_backward(Tensor grad, Tensor unit, Tensor norm, Tensor other) -> Tensor",
@@ -53,11 +54,13 @@ SCHEMAS = (
     "Tensor embeddings, Tensor prototypes) -> (Tensor, Tensor)",
     "intrinsic_loss(Tensor prototypes, float offset) -> (Tensor, Tensor)",
     "intrinsic_loss_backward(Tensor grad, Tensor prototypes, Tensor weights) -> Tensor",
-    "random_shift(Tensor images, Tensor shifts, int pad) -> Tensor",
-    "random_shift_backward(Tensor grad, Tensor shifts, int pad) -> Tensor",
-    "frame_stack(Tensor frames, Tensor index, Tensor? shifts, int pad, ScalarType dtype) -> Tensor",
-    "frame_stack_out(Tensor frames, Tensor index, Tensor? shifts, int pad, Tensor(a!) out) -> ()",
-    "knn_distance(Tensor queries, Tensor keys, int k) -> (Tensor, Tensor)",
+    "random_shift(Tensor images, Tensor shifts, SymInt pad) -> Tensor",
+    "random_shift_backward(Tensor grad, Tensor shifts, SymInt pad) -> Tensor",
+    "frame_stack("
+    "Tensor frames, Tensor index, Tensor? shifts, SymInt pad, ScalarType dtype) -> Tensor",
+    "frame_stack_out("
+    "Tensor frames, Tensor index, Tensor? shifts, SymInt pad, Tensor(a!) out) -> ()",
+    "knn_distance(Tensor queries, Tensor keys, SymInt k) -> (Tensor, Tensor)",
     "knn_distance_backward_queries("
     "Tensor grad, Tensor queries, Tensor keys, Tensor distance, Tensor index) -> Tensor",
     "knn_distance_backward_keys("

@@ -45,20 +45,32 @@ def _rows(name: str, *, spread: tuple[int, ...], whole: int | None = None) -> Ru
     def rule(info: Any, dims: Dims, *args: Any) -> tuple[Any, Any]:
         if whole is not None and dims[whole] is not None:
             return _one_by_one(name)(info, dims, *args)
-        flat = [
-            _first(x, dim, info.batch_size).flatten(0, 1) if i in spread and x is not None else x
+        spread_out = [
+            _first(x, dim, info.batch_size) if i in spread and x is not None else x
             for i, (x, dim) in enumerate(zip(args, dims, strict=True))
         ]
-        out = getattr(torch.ops.crpt, name)(*flat)
+        samples = tuple(spread_out[spread[0]].shape[:2])  # and rows of each
+        flat = [
+            x.flatten(0, 1) if i in spread and x is not None else x
+            for i, x in enumerate(spread_out)
+        ]
+        try:
+            out = getattr(torch.ops.crpt, name)(*flat)
+        except ValueError as error:
+            raise ValueError(
+                f"{error} (of the rows of all {samples[0]} samples of vmap, {samples[1]} each)"
+            ) from None
         if isinstance(out, Tensor):
-            return out.unflatten(0, (info.batch_size, -1)), 0
-        return tuple(x.unflatten(0, (info.batch_size, -1)) for x in out), (0,) * len(out)
+            return out.unflatten(0, samples), 0
+        return tuple(x.unflatten(0, samples) for x in out), (0,) * len(out)
 
     return rule
 
 
 def _one_by_one(name: str) -> Rule:
     def rule(info: Any, dims: Dims, *args: Any) -> tuple[Any, Any]:
+        if info.batch_size == 0:
+            return _of_no_sample(name, dims, *args)
         outs = [
             getattr(torch.ops.crpt, name)(
                 *(x if dim is None else x.select(dim, i) for x, dim in zip(args, dims, strict=True))
@@ -70,6 +82,25 @@ def _one_by_one(name: str) -> Rule:
         return tuple(map(torch.stack, zip(*outs, strict=True))), (0,) * len(outs[0])
 
     return rule
+
+
+def _of_no_sample(name: str, dims: Dims, *args: Any) -> tuple[Any, Any]:
+    """What one call would return, none times."""
+    device = next(x.device for x in args if isinstance(x, Tensor))
+
+    def sample(x: Any, dim: int | None) -> Any:
+        if not isinstance(x, Tensor):
+            return x
+        shape = [size for i, size in enumerate(x.shape) if dim is None or i != dim % x.dim()]
+        return x.new_empty(shape, device="meta")
+
+    def none(x: Tensor) -> Tensor:
+        return x.new_empty((0, *x.shape), device=device)
+
+    out = getattr(torch.ops.crpt, name)(*map(sample, args, dims))
+    if isinstance(out, Tensor):
+        return none(out), 0
+    return tuple(map(none, out)), (0,) * len(out)
 
 
 def _similarity(info: Any, dims: Dims, *args: Tensor) -> tuple[Any, Any]:

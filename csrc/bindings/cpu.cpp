@@ -2,7 +2,8 @@
 // allocates.
 //
 // Addresses come as integers (Tensor.data_ptr()), dtypes as the index of DType. The GIL is released
-// while a kernel runs. A value that a kernel refuses becomes a ValueError that names it.
+// while a kernel runs, and while memory is taken or emptied. A value that a kernel refuses becomes a
+// ValueError that names it.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -337,7 +338,9 @@ void knn_distance_backward(Address grad, Address queries, int64_t query_stride, 
   raise_if_bad(bad);
 }
 
-// Memory of the pool as a buffer. Tensors made of it keep it alive; it goes back with the last.
+// Memory of the pool as a buffer. Tensors made of it keep it alive; it goes back with the last. That
+// keeps the GIL: a destructor may run where no other thread should, and unmapping takes some
+// microseconds for each huge page.
 class Pages {
  public:
   Pages(crpt::PageBlock block, size_t bytes) : block_(block), bytes_(bytes) {}
@@ -355,7 +358,11 @@ class Pages {
 
 // None where the pool has no memory to give.
 std::unique_ptr<Pages> take_pages(size_t bytes) {
-  const crpt::PageBlock block = crpt::take_pages(bytes);
+  crpt::PageBlock block;
+  {
+    py::gil_scoped_release nogil;
+    block = crpt::take_pages(bytes);
+  }
   return block.data == nullptr ? nullptr : std::make_unique<Pages>(block, bytes);
 }
 
@@ -394,8 +401,8 @@ PYBIND11_MODULE(_cpu, module) {
   py::class_<Pages>(module, "Pages", py::buffer_protocol()).def_buffer(&Pages::buffer);
   module.def("take_pages", &take_pages);
   module.def("pool_limit", &crpt::pool_limit);
-  module.def("set_pool_limit", &crpt::set_pool_limit);
-  module.def("empty_pool", &crpt::empty_pool);
+  module.def("set_pool_limit", &crpt::set_pool_limit, py::call_guard<py::gil_scoped_release>());
+  module.def("empty_pool", &crpt::empty_pool, py::call_guard<py::gil_scoped_release>());
   module.def("pooled_bytes", &crpt::pooled_bytes);
   module.def("transpose", &transpose);
   bind_encoder(module);

@@ -1,5 +1,6 @@
 #include "kernels/dispatch.h"
 
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <exception>
@@ -63,6 +64,20 @@ Isa choose() {
                            wanted);
 }
 
+// A bad_alloc that says who needed how much. Its text is part of it: there is no memory for more.
+class OutOfScratch : public std::bad_alloc {
+ public:
+  explicit OutOfScratch(size_t bytes) : bytes_(bytes) { set_kernel("crpt"); }
+  void set_kernel(const char* name) {
+    std::snprintf(text_, sizeof text_, "%s: no memory for %zu bytes of scratch", name, bytes_);
+  }
+  const char* what() const noexcept override { return text_; }
+
+ private:
+  size_t bytes_;
+  char text_[96];
+};
+
 }  // namespace
 
 Isa isa() {
@@ -85,7 +100,7 @@ const char* isa_name(Isa level) {
 void* allocate(size_t bytes) {
   constexpr size_t line = 64;
   void* memory = std::aligned_alloc(line, (bytes / line + 1) * line);
-  if (memory == nullptr) throw std::bad_alloc();
+  if (memory == nullptr) throw OutOfScratch(bytes);
   return memory;
 }
 
@@ -114,22 +129,36 @@ void run_parallel(int64_t n, int threads, void (*body)(const void*, int64_t), co
 #endif
 }
 
+namespace {
+
+template <class Result, class Args>
+Result named(const char* name, Result (*kernel)(const Args&), const Args& args) {
+  try {
+    return kernel(args);
+  } catch (OutOfScratch& error) {
+    error.set_kernel(name);
+    throw;
+  }
+}
+
+}  // namespace
+
 #if defined(__x86_64__)
-#define CRPT_DISPATCH(Result, name, Args) \
-  Result name(const Args& args) {         \
-    switch (isa()) {                      \
-      case Isa::avx512:                   \
-        return avx512::name(args);        \
-      case Isa::avx2:                     \
-        return avx2::name(args);          \
-      case Isa::baseline:                 \
-        break;                            \
-    }                                     \
-    return baseline::name(args);          \
+#define CRPT_DISPATCH(Result, name, Args)        \
+  Result name(const Args& args) {                \
+    switch (isa()) {                             \
+      case Isa::avx512:                          \
+        return named(#name, avx512::name, args); \
+      case Isa::avx2:                            \
+        return named(#name, avx2::name, args);   \
+      case Isa::baseline:                        \
+        break;                                   \
+    }                                            \
+    return named(#name, baseline::name, args);   \
   }
 #else
 #define CRPT_DISPATCH(Result, name, Args) \
-  Result name(const Args& args) { return baseline::name(args); }
+  Result name(const Args& args) { return named(#name, baseline::name, args); }
 #endif
 
 CRPT_DISPATCH(void, sinkhorn, SinkhornArgs)
@@ -159,11 +188,13 @@ bool bf16_units() {
 }
 
 #if defined(CRPT_AVX512BF16)
-#define CRPT_DISPATCH_CONV(name, Args) \
-  void name(const Args& args) { bf16_units() ? avx512bf16::name(args) : baseline::name(args); }
+#define CRPT_DISPATCH_CONV(name, Args)                                    \
+  void name(const Args& args) {                                           \
+    named(#name, bf16_units() ? avx512bf16::name : baseline::name, args); \
+  }
 #else
 #define CRPT_DISPATCH_CONV(name, Args) \
-  void name(const Args& args) { baseline::name(args); }
+  void name(const Args& args) { named(#name, baseline::name, args); }
 #endif
 
 CRPT_DISPATCH_CONV(conv_forward, ConvForwardArgs)

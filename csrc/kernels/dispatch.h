@@ -39,7 +39,8 @@ struct BadValue {
   int64_t high = 0;
 };
 
-// Aligned scratch memory; throws std::bad_alloc. Kernels allocate before they start threads.
+// Aligned scratch memory; throws a std::bad_alloc that names the kernel and what it needed. Kernels
+// allocate before they start threads.
 void* allocate(size_t bytes);
 void release(void* memory) noexcept;
 

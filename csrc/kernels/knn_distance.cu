@@ -2,8 +2,8 @@
 // q.k, which loses near neighbours to cancellation; then each row is searched: for a few neighbours
 // one after the other, for many digit by digit (radix select).
 //
-// Floor on an H200 (fp32 29 T lanes/s): 2 B Q D operations, 512 queries of 2,048 keys in 128
-// dimensions 9 us: measured 15 us, and 8 us for the search (k = 3). The squares stay in L2.
+// Floor on an H200, 512 queries, 2,048 keys, D = 128 in fp32: as a GEMM 5.2 us at 51 TFLOP/s, as
+// differences 9 us at 29 T lanes/s: measured 25 us, 15 for these and 8 for the search (k = 3).
 #include "device.cuh"
 #include "knn_distance.cuh"
 

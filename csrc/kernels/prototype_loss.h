@@ -4,9 +4,8 @@
 // All of them from (score - the row's largest) / T: where scores / T overflows but this does not,
 // results are those of the formula, and not the NaN of the plain twin.
 //
-// Floor, 4096 x 2048 in float, with the gradient from the first pass: two matrices read and one
-// written, then one read and one written, 2.0 ms at the 83 GB/s of two Zen 5 cores; bound by exp
-// there, 1.3 cycles a value and core.
+// Floor, 4096 x 2048 in float: two matrices read and a gradient written, 101 MB, 2.2 ms at the 46
+// GB/s of two Zen 5 cores. There it takes 4.65 ms: exp, and the gradient's way through backward.
 #pragma once
 
 #include "kernels/dispatch.h"

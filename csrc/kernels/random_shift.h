@@ -1,7 +1,7 @@
 // out[b, c, y, x] = images[b, c, clamp(y + dy_b), clamp(x + dx_b)], and its adjoint.
 //
-// Limit: one read and one write of the images. 512 x 9 x 84 x 84 floats, 260 MB, two Zen 5
-// cores: 4.4 ms where a copy by streaming stores takes 4.3, and torch's 5.6 (uint8: 0.9, 0.8, 0.9).
+// Floor, 512 x 9 x 84 x 84: read and written once, 260 MB of floats 6.3 ms, bytes 1.6, at the 42
+// GB/s of copy_ on two Zen 5 cores. There it takes 5.35 and 1.43 ms: stores go past the caches.
 #pragma once
 
 #include "kernels/dispatch.h"

@@ -1,8 +1,8 @@
 // unit = row / max(|row|, 1e-12), and its gradient: (g - <g, unit> unit) / |row|, g / 1e-12 below
 // that length.
 //
-// Floor, 512 x 128 in float: rows read and unit rows written, 6.3 us at the 83 GB/s of two Zen 5
-// cores where they come from memory. There it takes 4.6 us from the caches, where they usually are.
+// Floor, 512 x 128 in float: 0.5 MB read and written once, 12 us at the 44 GB/s of two Zen 5 cores
+// where they come from memory. There it takes 4.6 us from the caches, where they usually are.
 #pragma once
 
 #include "kernels/dispatch.h"

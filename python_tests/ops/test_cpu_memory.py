@@ -16,6 +16,7 @@ from torch import Tensor
 
 from crpt import ops
 from crpt.ops import cpu_memory
+from crpt.ops.compiled import _cpu
 
 SHAPE = (40, 9, 308, 308)  # uint8: 32.6 MiB, just above what is kept
 
@@ -228,3 +229,11 @@ except RuntimeError as error:
 """
     done = python(program)
     assert done.stdout == "refused\n", done.stderr
+
+
+def test_memory_that_a_kernel_needs_and_does_not_get_is_named() -> None:
+    """The kernel itself, before it touches anything: so large a result would be torch's error."""
+    problems = 1 << 50
+    text = f"intrinsic_loss: no memory for {8 * problems} bytes of scratch"
+    with pytest.raises(MemoryError, match=text):
+        _cpu.intrinsic_loss(0, 0, 0, problems, 1, 1.5, 1)

@@ -293,6 +293,28 @@ def test_arguments_are_checked_before_anything_starts() -> None:
         cuda.knn_distance_cuda(torch.randn(9, 5), torch.randn(20, 5), 21)
 
 
+def test_rows_longer_than_the_kernels_count_are_named() -> None:
+    longest = 1 << 26
+    error = rf"{{}} should have rows of at most {longest} elements on CUDA, got {longest + 1}"
+    images, shifts = torch.empty(1, 1, 1, longest + 1, dtype=torch.uint8), torch.zeros(1, 2).long()
+    with pytest.raises(ValueError, match=error.format("images")):
+        cuda.random_shift_cuda(images, shifts, 0)
+    with pytest.raises(ValueError, match=error.format("frames")):
+        cuda.frame_stack_cuda(images, torch.tensor([[0]]), None, 0, torch.uint8)
+    with pytest.raises(ValueError, match=error.format("grad")):
+        cuda.random_shift_backward_cuda(images.half(), shifts, 0)
+    wide = torch.empty(1, 2, 2, longest // 2 + 1, dtype=torch.uint8)
+    with pytest.raises(ValueError, match=f"got {longest + 2}"):
+        cuda.random_shift_cuda(wide.to(memory_format=torch.channels_last), shifts, 0)
+
+
+def test_frames_of_an_empty_store_are_named() -> None:
+    with pytest.raises(ValueError, match=r"frames should be .* with N >= 1 where index has rows"):
+        cuda.frame_stack_cuda(
+            torch.zeros(0, 3, 6, 7, dtype=torch.uint8), torch.tensor([[0]]), None, 0, torch.uint8
+        )
+
+
 def test_a_kernel_that_fails_is_an_error_with_the_operators_name() -> None:
     frames, index = torch.zeros(5, 3, 6, 7, dtype=torch.uint8), torch.tensor([[4, 5]])
     failed = r"crpt\.ops\.{}: CUDA error: device-side assert"

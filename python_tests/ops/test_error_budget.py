@@ -119,8 +119,7 @@ def test_error_is_at_most_twice_the_twins(
     name = case.split()[0]
     if name == "knn_distance" and kind == "offset" and dtype == torch.bfloat16:
         wanted = ()  # its neighbours are equally far: any of them is right
-    if not all(x.isfinite().all() for x in args if isinstance(x, Tensor)):
-        pytest.skip("not in this dtype's range")
+    assert all(x.isfinite().all() for x in args if isinstance(x, Tensor))  # in the dtype's range
     got = results(getattr(ops, name), args, wanted)
     twin = results(getattr(reference, name), args, wanted)
     exact = results(getattr(reference, name), exact_args, wanted)

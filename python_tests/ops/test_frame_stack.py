@@ -192,7 +192,7 @@ I = torch.zeros(2, 3, dtype=torch.int64)  # noqa: E741
         ((F, torch.tensor([[0, 1], [2, 5]])), {}, ValueError, r"index should be in \[0, 4\], got 5 at \[1, 1\]"),
         ((F, torch.tensor([[0, -1]])), {}, ValueError, r"index should be in \[0, 4\], got -1 at \[0, 1\]"),
         ((F, torch.tensor([[2**62]])), {}, ValueError, r"index should be in \[0, 4\], got 4611686018427387904 at \[0, 0\]"),
-        ((F[:0], I), {}, ValueError, r"index should be in \[0, -1\], got 0 at \[0, 0\]"),
+        ((F[:0], I), {}, ValueError, r"frames should be \[N, C, H, W\] with N >= 1 where index has rows, got \[0, 3, 4, 4\]"),
         ((F, I, torch.zeros(3, 2).long()), {}, ValueError, r"shifts should be \[2, 2\], got \[3, 2\]"),
         ((F, I, torch.tensor([[0, 0], [0, -5]])), {}, ValueError, r"shifts should be in \[-4, 4\], got -5 at \[1, 1\]"),
         ((F, I), {"pad": -1}, ValueError, "pad should be >= 0, got -1"),

@@ -169,6 +169,7 @@ def test_inputs_are_left_alone(device: str) -> None:
         ((torch.ones(2, 2), "hot"), TypeError, "temperature should be a float, got str"),
         ((torch.ones(2, 2), torch.tensor(0.1)), TypeError, "temperature should be a float, got Tensor"),
         ((torch.ones(2, 2), 0.1, -1), ValueError, "iterations should be >= 0, got -1"),
+        ((torch.ones(2, 2), 0.1, 100_001), ValueError, "iterations should be <= 100000, got 100001"),
         ((torch.ones(2, 2), 0.1, 3.0), TypeError, "iterations should be an int, got float"),
         ((torch.ones(2, 2), 0.1, True), TypeError, "iterations should be an int, got bool"),
         ((torch.ones(2, 2), 0.1, 2**63), ValueError, "iterations should fit in 64 bits"),

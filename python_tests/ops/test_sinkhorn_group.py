@@ -332,6 +332,28 @@ def _error_on_first(group: Any, *args: Any) -> str:
     return _error(group, *args) if dist.get_rank() == 0 else ""
 
 
+def _vmap_error(group: Any, scores: Tensor) -> list[str]:
+    errors = []
+    for call in (
+        torch.vmap(lambda x: ops.sinkhorn(x, group=group)),
+        torch.vmap(torch.func.grad(lambda x: (x * ops.sinkhorn(x, group=group)).sum())),
+        torch.func.grad(lambda s: torch.vmap(lambda x: ops.sinkhorn(x, group=group))(s).sum()),
+    ):
+        with pytest.raises(NotImplementedError) as caught:
+            call(scores)
+        errors.append(str(caught.value))
+    outside = torch.vmap(lambda c: c * ops.sinkhorn(scores[0], group=group))(scores)
+    assert torch.equal(outside, scores * ops.sinkhorn(scores[0], group=group))
+    return errors
+
+
+def test_vmap_is_refused_before_the_first_exchange(ranks: Ranks) -> None:
+    for errors in ranks.run(_vmap_error, (torch.rand(2, 3, 4),), (torch.rand(2, 3, 4),)):
+        assert (
+            errors == ["sinkhorn should have no group under vmap: give it leading dimensions"] * 3
+        )
+
+
 @pytest.mark.parametrize("group", ["world", 2, dist.GroupMember.NON_GROUP_MEMBER])
 def test_what_is_no_group(group: Any) -> None:
     with pytest.raises(TypeError, match=r"group should be a torch\.distributed\.ProcessGroup"):

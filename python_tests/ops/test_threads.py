@@ -16,7 +16,7 @@ from operator_samples import LARGE, Sample
 from test_common import gradients
 from torch import Tensor
 
-from crpt.ops import cpu
+from crpt.ops import compiled, cpu, cpu_memory, gemm
 
 large = pytest.mark.parametrize("sample", LARGE, ids=str)
 WITH_GEMM = (
@@ -95,12 +95,43 @@ def test_this_thread_keeps_the_gil_unless_it_lets_go(other_thread: list[int]) ->
 
 
 def test_kernels_release_the_gil(other_thread: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    watched = Watched(cpu._cpu, other_thread)
-    monkeypatch.setattr(cpu, "_cpu", watched)
+    watched = Watched(compiled._cpu, other_thread)
+    for module in (cpu, gemm):
+        monkeypatch.setattr(module, "_cpu", watched)
     for sample in LARGE:
         run(sample)
+    gemm._by_rows(torch.rand(300, 200).mT)  # no product here needs it on every CPU
     assert {s.operator for s in LARGE} - set(WITH_GEMM) <= watched.seen
     assert {"row_normalize_both", "intrinsic_loss", "prototype_objective"} <= watched.seen
+    assert "transpose" in watched.seen
+
+
+def test_memory_comes_and_goes_without_the_gil(other_thread: list[int]) -> None:
+    """Where that takes long: mapped afresh, and unmapped after it was written to."""
+
+    def leave_in_the_pool() -> None:
+        cpu_memory.set_cache_limit(1 << 30)
+        cpu_memory.new_empty(torch.empty(0), (16 << 20,)).fill_(1.0)
+
+    limit = cpu_memory.cache_limit()
+    calls = {
+        "take_pages": (lambda: cpu_memory.set_cache_limit(1), lambda: take_pages(64 << 20)),
+        "empty_pool": (leave_in_the_pool, cpu_memory.empty_cache),
+        "set_pool_limit": (leave_in_the_pool, lambda: cpu_memory.set_cache_limit(0)),
+    }
+    take_pages = compiled._cpu.take_pages
+    try:
+        for name, (prepare, call) in calls.items():
+            for _ in range(3000):
+                prepare()
+                before = other_thread[0]
+                call()
+                if other_thread[0] != before:
+                    break
+            else:
+                raise AssertionError(f"no other Python thread ran during 3,000 calls of {name}")
+    finally:
+        cpu_memory.set_cache_limit(limit)
 
 
 @large

@@ -60,6 +60,27 @@ def test_vmap_over_any_of_the_arguments(sample: Sample, device: str) -> None:
 
 
 @samples
+def test_vmap_over_no_samples(sample: Sample, device: str) -> None:
+    """Shapes and dtypes as of any other number, and gradients as empty."""
+    args, kwargs = sample.arguments(torch.float64, device, requires_grad=sample.differentiable)
+    one = sample.function(*args, **kwargs)
+    every = tensors(args)
+    for chosen in (every, *([i] for i in every)):
+        for dim in (0, -1):
+            batched, dims = list(args), [None] * len(args)
+            for i in chosen:
+                none = stacked(args[i].detach(), dim).narrow(dim, 0, 0)
+                batched[i], dims[i] = none.requires_grad_(args[i].requires_grad), dim
+            got = vmap(lambda *a: sample.function(*a, **kwargs), tuple(dims))(*batched)
+            assert got.shape == (0, *one.shape)
+            assert (got.dtype, got.device) == (one.dtype, one.device)
+            floating = [x for x in batched if isinstance(x, Tensor) and x.requires_grad]
+            if got.requires_grad:
+                grads = torch.autograd.grad(got.sum(), floating, allow_unused=True)
+                assert all(g is None or not g.any() for g in grads)
+
+
+@samples
 def test_vmap_in_vmap(sample: Sample, device: str) -> None:
     args, kwargs = sample.arguments(torch.float64, device)
     (i, *_) = every = tensors(args)
@@ -130,11 +151,15 @@ def test_vmap_and_gradients_in_either_order(sample: Sample, device: str) -> None
     close(backward(vmap(function), batched, weight.expand(SIZE, *weight.shape)), expected)
 
 
-@differentiable
+# torch.func takes no Jacobians of empty outputs.
+not_empty = pytest.mark.parametrize(
+    "sample", [s for s in SAMPLES if s.differentiable and not s.name.startswith("no_")], ids=str
+)
+
+
+@not_empty
 def test_jacobians(sample: Sample, device: str) -> None:
-    function, inputs, weight = inputs_of(sample, device)
-    if 0 in weight.shape:
-        pytest.skip("torch.func.jacrev takes no empty outputs")
+    function, inputs, _ = inputs_of(sample, device)
     every = tuple(range(len(inputs)))
     jacobians = jacrev(function, every)(*inputs)
     expected = torch.autograd.functional.jacobian(function, tuple(inputs))
@@ -143,11 +168,9 @@ def test_jacobians(sample: Sample, device: str) -> None:
     close(in_one_go, expected)
 
 
-@differentiable
+@not_empty
 def test_what_is_not_supported_says_so(sample: Sample, device: str) -> None:
     function, inputs, weight = inputs_of(sample, device)
-    if 0 in weight.shape:
-        pytest.skip("torch.func takes no Jacobians of empty outputs")
     if sample.operator != "random_shift":  # which is linear
         gradient = grad(lambda *x: (function(*x) * weight).sum())
         with pytest.raises(NotImplementedError, match="second derivatives are not supported"):
@@ -177,6 +200,14 @@ def test_vmap_still_refuses_what_is_outside(dims: tuple[int | None, int | None])
     ]
     with pytest.raises(ValueError, match=r"index should be in \[0, 3\], got 4"):
         vmap(ops.frame_stack, dims)(*batched)
+
+
+def test_vmap_says_which_rows_an_error_counts() -> None:
+    frames, index = torch.zeros(4, 3, 5, 5, dtype=torch.uint8), torch.zeros(2, 3, 1).long()
+    index[1, 2] = 4
+    text = r"got 4 at \[5, 0\] \(of the rows of all 2 samples of vmap, 3 each\)"
+    with pytest.raises(ValueError, match=text):
+        vmap(ops.frame_stack, (None, 0))(frames, index)
 
 
 @pytest.mark.parametrize(
