@@ -138,9 +138,10 @@ def test_a_finished_run_returns_at_once(buffer, tmp_path, monkeypatch):
     assert_same_encoder(encoder, again)
 
 
-def test_a_kill_between_the_last_checkpoint_and_the_encoder_is_mended(buffer, tmp_path):
+@pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])
+def test_an_encoder_that_is_not_whole_is_exported_again(buffer, tmp_path, missing):
     run, encoder = run_all(small.PRETRAIN, buffer, tmp_path)
-    (run.encoder_dir / "config.json").unlink()
+    (run.encoder_dir / missing).unlink()
     _, again = run_all(small.PRETRAIN, buffer, tmp_path)
     assert_same_encoder(encoder, again)
 
