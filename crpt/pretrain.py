@@ -20,7 +20,7 @@ from crpt.plateau import Plateau
 from crpt.pretrain_input import warn_of_left_out_namesakes
 from crpt.replay import ReplayBuffer
 from crpt.replay.together import name_of
-from crpt.run_directory import CheckpointError, RunDirectory
+from crpt.run_directory import CheckpointError, RunDirectory, plain
 from crpt.trainer import Trainer, figures, of_all
 
 STAGE = "pretrain"
@@ -51,6 +51,8 @@ def pretrain(
     Raises:
         ValueError: the buffer cannot be trained on: no domains, too few transitions in one, or
             frames that differ or are not square; or the processes see different files.
+        ConfigMismatchError: the checkpoint was begun with another config or seed; fields that are
+            resumable may differ.
         CheckpointError: the checkpoint is not one of this stage and these sizes.
         DivergenceError: the loss or a weight is not finite; the last checkpoint is kept.
         Interrupted: on Ctrl-C, after a checkpoint; in the last round, after `encoder/` too.
@@ -62,6 +64,9 @@ def pretrain(
     team.require_same("the round of the checkpoint, and whether it is exported,", (done, exported))
     held = {domain: buffer.num_transitions(domain) for domain in sorted(buffer.domains)}
     team.require_same("the transitions of the domains", held)
+    begun = {"seed": seed, STAGE: config}
+    if isinstance(saved, dict) and "begun_with" in saved:  # not in those of earlier releases
+        run.compare(saved["begun_with"], begun)
     if done == config.rounds and exported:
         return Encoder.from_pretrained(run.encoder_dir)
     trainer = Trainer(config, buffer, seed=seed, device=torch.device(device), team=team)
@@ -118,8 +123,7 @@ def pretrain(
                 _check_losses(trainer, losses)
                 _check_weights(trainer)
                 if team.leads:
-                    keep = config.keep_checkpoints
-                    run.save_checkpoint(STAGE, trainer.state(), step=trainer.round, keep=keep)
+                    _save(run, trainer, begun)
             if stopping and not last:
                 raise Interrupted(
                     f"pretrain stopped after round {trainer.round} of {config.rounds}"
@@ -147,6 +151,15 @@ class _Pace:
         self._then, self._before = now, updates
         turns = Counter(self._names)
         return {name: round(per_turn * n, 2) for name, n in turns.items()}
+
+
+def _save(run: RunDirectory, trainer: Trainer, begun: dict[str, Any]) -> None:
+    run.save_checkpoint(
+        STAGE,
+        trainer.state() | {"begun_with": plain(begun)},
+        step=trainer.round,
+        keep=trainer.config.keep_checkpoints,
+    )
 
 
 def _restore(trainer: Trainer, saved: dict[str, Any], run: RunDirectory) -> None:
