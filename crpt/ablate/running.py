@@ -22,11 +22,12 @@ from crpt.collect import collect
 from crpt.config import ProbeConfig, Stages
 from crpt.encoder import initial_encoder
 from crpt.interrupt import Interrupted
+from crpt.pretrain_input import dataset_identity
 from crpt.probe import probe, to_json
 from crpt.replay import ReplayBuffer
 from crpt.run_directory import RunDirectory
 from crpt.seeds import stream_seed
-from crpt.stages import PROBE_STREAM, Context, collect_stage, dataset_identity, pretrain_stage
+from crpt.stages import PROBE_STREAM, Context, collect_stage, pretrain_stage
 
 FIGURES = "figures.json"
 # Of the last logged round, means over its batches.
