@@ -4,7 +4,8 @@ crpt.pretrain`)."""
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,6 +16,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 TIMEOUT = timedelta(minutes=10)
+
+
+class TeamError(RuntimeError):
+    """Another process of the team has ended, or cannot be reached."""
 
 
 @dataclass(frozen=True)
@@ -45,24 +50,34 @@ class Team:
         dist.all_reduce(flags, dist.ReduceOp.MAX, self.control)
         return bool(flags.item())
 
-    def wait(self) -> None:
-        """Until all processes are here."""
+    def lead(self, work: Callable[[], None]) -> None:
+        """Let the process that leads do this; the others wait, and raise what it raises."""
+        outcome: list[Exception | None] = [None]
+        if self.leads:
+            try:
+                work()
+            except Exception as error:
+                outcome = [error]
         if self.control is not None:
-            dist.barrier(self.control)
+            dist.broadcast_object_list(outcome, group=self.control)
+        if outcome[0] is not None:
+            raise outcome[0]
 
-    def require_same(self, what: str, value: object) -> None:
-        """ValueError in every process unless all have the same value."""
+    def require_same(self, values: Mapping[str, object], remedy: str) -> None:
+        """ValueError in every process unless each of the named values is the same in all."""
         if self.control is None:
             return
-        values: list[object] = [None] * self.size
-        dist.all_gather_object(values, value, self.control)
-        for rank, other in enumerate(values):
-            if other != values[0]:
-                raise ValueError(
-                    f"{what} should be the same for all processes, got {values[0]} in process 0 "
-                    f"and {other} in process {rank}; put --run-dir and the datasets where all "
-                    "hosts see the same files"
-                )
+        everyones: list[Mapping[str, object]] = [{}] * self.size
+        dist.all_gather_object(everyones, values, self.control)
+        for rank, theirs in enumerate(everyones):
+            differing = [
+                f"{name} should be the same for all processes, got {first!r} in process 0 and "
+                f"{other!r} in process {rank}"
+                for name in {**everyones[0], **theirs}
+                if (first := everyones[0].get(name)) != (other := theirs.get(name))
+            ]
+            if differing:
+                raise ValueError("; ".join([*differing, remedy]))
 
     @torch.no_grad()
     def mean(self, x: Tensor) -> Tensor:
@@ -111,12 +126,36 @@ def join(device: torch.device) -> Iterator[Team]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+    with lost_processes_named(lambda: "What was saved is kept: start the same command again"):
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+        try:
+            control = dist.new_group(backend="gloo", timeout=TIMEOUT)
+            yield Team(dist.get_rank(), dist.get_world_size(), dist.group.WORLD, control)
+        finally:
+            dist.destroy_process_group()
+
+
+@contextmanager
+def lost_processes_named(kept: Callable[[], str]) -> Iterator[None]:
+    """TeamError where processes fail to reach each other; `kept` says what the user still has."""
     try:
-        control = dist.new_group(backend="gloo", timeout=TIMEOUT)
-        yield Team(dist.get_rank(), dist.get_world_size(), dist.group.WORLD, control)
-    finally:
-        dist.destroy_process_group()
+        yield
+    except RuntimeError as error:
+        # gloo has no error type of its own, but names its source file.
+        if not (isinstance(error, dist.DistError) or "/gloo/" in str(error)):
+            raise
+        raise TeamError(
+            f"{_lost_process(str(error))} has ended or cannot be reached; what it said itself, if "
+            f"anything, tells why. {kept()}"
+        ) from error
+
+
+def _lost_process(message: str) -> str:
+    """Its number where only one can be meant, and its address where the message has it."""
+    two = os.environ.get("WORLD_SIZE") == "2" and "RANK" in os.environ
+    name = f"process {1 - int(os.environ['RANK'])}" if two else "a process"
+    address = re.search(r"\[([\w.:]+)\]:\d+", message)
+    return f"{name} of the team" + (f" ({address[1]})" if address else "")
 
 
 class _SumOverTeam(torch.autograd.Function):

@@ -302,4 +302,4 @@ def on_device(module: M, device: torch.device | str) -> M:
 
 
 def has_encoder(directory: Path) -> bool:
-    return (directory / CONFIG_FILE).is_file()
+    return all((directory / name).is_file() for name in (CONFIG_FILE, WEIGHTS_FILE))

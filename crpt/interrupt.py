@@ -13,18 +13,23 @@ class Interrupted(Exception):
 
 
 class StopRequest:
-    """Notes Ctrl-C and SIGTERM in `requested` while active; a second Ctrl-C stops at once.
+    """Notes Ctrl-C and SIGTERM in `requested` while active; a second Ctrl-C stops at once, SIGTERM
+    never does.
 
     Outside the main thread, where Python delivers no signals, it notes nothing.
     """
 
     def __init__(self) -> None:
         self.requested = False
+        self._interrupted = False
         self._previous: dict[int, Any] = {}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
-            raise KeyboardInterrupt
+        # SIGTERM is no sign of impatience: torchrun sends it on top of what the user has sent.
+        if number == signal.SIGINT:
+            if self._interrupted:
+                raise KeyboardInterrupt
+            self._interrupted = True
         self.requested = True
 
     def __enter__(self) -> Self:

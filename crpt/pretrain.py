@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
+from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,16 +14,16 @@ from tqdm import tqdm
 
 import crpt
 from crpt.config import PretrainConfig
-from crpt.distributed import ALONE, Team
+from crpt.distributed import ALONE, Team, lost_processes_named
 from crpt.encoder import Encoder, has_encoder
 from crpt.interrupt import Interrupted, StopRequest
 from crpt.model_card import write_card
 from crpt.objectives import Losses
 from crpt.plateau import Plateau
-from crpt.pretrain_input import warn_of_left_out_namesakes
+from crpt.pretrain_input import dataset_identity, warn_of_left_out_namesakes
 from crpt.replay import ReplayBuffer
 from crpt.replay.together import name_of
-from crpt.run_directory import CheckpointError, RunDirectory
+from crpt.run_directory import CheckpointError, RunDirectory, plain
 from crpt.trainer import Trainer, figures, of_all
 
 STAGE = "pretrain"
@@ -54,21 +56,29 @@ def pretrain(
 
     Raises:
         ValueError: the buffer cannot be trained on: no domains, too few transitions in one, or
-            frames that differ or are not square; or the processes see different files.
+            frames that differ or are not square; or the processes of a team differ in config,
+            seed, precision or files.
+        ConfigMismatchError: the checkpoint was begun with another config or seed; fields that are
+            resumable may differ.
         CheckpointError: the checkpoint is not one of this stage and these sizes.
         DivergenceError: the loss or a weight is not finite; the last checkpoint is kept.
+        TeamError: another process has ended, or cannot be reached; the last checkpoint is kept.
         Interrupted: on Ctrl-C, after a checkpoint; in the last round, after `encoder/` too.
     """
     saved = run.load_checkpoint(STAGE)
     done = saved.get("round") if isinstance(saved, dict) else None
     exported = has_encoder(run.encoder_dir)
-    # Otherwise they would train on shares of different batches, or wait for each other in vain.
-    team.require_same("the round of the checkpoint, and whether it is exported,", (done, exported))
-    held = {domain: buffer.num_transitions(domain) for domain in sorted(buffer.domains)}
-    team.require_same("the transitions of the domains", held)
+    _require_same_run(team, config, seed, buffer, done, exported)
+    begun = {"seed": seed, STAGE: config}
+    if isinstance(saved, dict) and "begun_with" in saved:  # not in those of earlier releases
+        run.compare(saved["begun_with"], begun)
     if done == config.rounds and exported:
         return Encoder.from_pretrained(run.encoder_dir)
     trainer = Trainer(config, buffer, seed=seed, device=torch.device(device), team=team)
+    team.require_same(
+        {"precision": trainer.config.precision},
+        "auto is not the same on all hosts: choose --precision fp32, or bf16",
+    )
     if saved is not None:
         _restore(trainer, saved, run)
     if team.leads:
@@ -83,7 +93,7 @@ def pretrain(
     )  # fmt: skip
     stopping = False
     pace = _Pace(trainer.updates, names)
-    with StopRequest() as stop, bar:
+    with StopRequest() as stop, bar, lost_processes_named(partial(_what_is_kept, run)):
         while trainer.round < config.rounds:
             last = trainer.round + 1 == config.rounds
             logged = (trainer.round + 1) % config.log_every == 0 or last
@@ -121,18 +131,15 @@ def pretrain(
             if trainer.round % config.checkpoint_every == 0 or last or stopping:
                 _check_losses(trainer, losses)
                 _check_weights(trainer)
-                if team.leads:
-                    keep = config.keep_checkpoints
-                    run.save_checkpoint(STAGE, trainer.state(), step=trainer.round, keep=keep)
+                # The others wait: when one has ended, torchrun ends one that still saves.
+                team.lead(partial(_save, run, trainer, begun))
             if stopping and not last:
                 raise Interrupted(
                     f"pretrain stopped after round {trainer.round} of {config.rounds}"
                 )
         encoder = trainer.model.export()
         encoder.metadata = _provenance(trainer, seed)
-        if team.leads:
-            write_card(encoder, run.encoder_dir)
-            encoder.save_pretrained(run.encoder_dir)
+        team.lead(partial(_export, encoder, run))
         if stopping:
             raise Interrupted("pretrain is done, and its encoder written")
     return encoder.freeze()
@@ -151,6 +158,49 @@ class _Pace:
         self._then, self._before = now, updates
         turns = Counter(self._names)
         return {name: round(per_turn * n, 2) for name, n in turns.items()}
+
+
+def _require_same_run(
+    team: Team,
+    config: PretrainConfig,
+    seed: int,
+    buffer: ReplayBuffer,
+    done: int | None,
+    exported: bool,
+) -> None:
+    """Otherwise they would train on shares of different batches, or wait for each other in vain."""
+    team.require_same(
+        {"seed": seed} | asdict(config), "start all processes with the same arguments"
+    )
+    files = {"round of the checkpoint": done, "encoder exported": exported}
+    dataset = {f"dataset.{name}": value for name, value in dataset_identity(buffer).items()}
+    team.require_same(
+        files | dataset, "put --run-dir and the datasets where all hosts see the same files"
+    )
+
+
+def _save(run: RunDirectory, trainer: Trainer, begun: dict[str, Any]) -> None:
+    run.save_checkpoint(
+        STAGE,
+        trainer.state() | {"begun_with": plain(begun)},
+        step=trainer.round,
+        keep=trainer.config.keep_checkpoints,
+    )
+
+
+def _export(encoder: Encoder, run: RunDirectory) -> None:
+    write_card(encoder, run.encoder_dir)
+    encoder.save_pretrained(run.encoder_dir)
+
+
+def _what_is_kept(run: RunDirectory) -> str:
+    try:
+        saved = run.load_checkpoint(STAGE)
+    except CheckpointError as error:
+        return str(error)
+    if saved is None:
+        return "No checkpoint was written yet: the same command begins again"
+    return f"The checkpoint of round {saved['round']} is kept: the same command goes on from it"
 
 
 def _restore(trainer: Trainer, saved: dict[str, Any], run: RunDirectory) -> None:

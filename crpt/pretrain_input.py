@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -29,6 +29,14 @@ def precision_on(
     else:
         modern = bytes_are_faster(encoder, device)
     return "bf16" if modern else "fp32"
+
+
+def dataset_identity(buffer: ReplayBuffer) -> dict[str, Any]:
+    """What tells one dataset from another, and from itself after it has grown."""
+    described = {k: buffer.metadata.get(k) for k in ("seed", "render", "action_repeat")}
+    if "seeds" in buffer.metadata:  # of several
+        described["seeds"] = buffer.metadata["seeds"]
+    return described | {d: buffer.num_transitions(d) for d in sorted(buffer.domains)}
 
 
 def frame_geometry(buffer: ReplayBuffer, domains: tuple[str, ...]) -> tuple[int, int]:

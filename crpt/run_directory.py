@@ -143,8 +143,11 @@ class RunDirectory:
         `{"grows_until": stage}` may become larger, or get more items, until that stage has left
         something. A stage whose first attempt failed and left nothing binds nobody.
         """
-        present = {k: v for k, v in self.read_config().items() if self._binding(k)}
-        wanted = {name: _plain(section) for name, section in sections.items()}
+        self.compare({k: v for k, v in self.read_config().items() if self._binding(k)}, sections)
+
+    def compare(self, present: dict[str, Any], sections: dict[str, Any]) -> None:
+        """`check`, against sections as `plain` left them instead of those of config.json."""
+        wanted = plain(sections)
         marks = _marks(sections)
         differing = [
             f"  {name}: {was!r} -> {now!r}"
@@ -162,7 +165,7 @@ class RunDirectory:
         """`check`, then write the sections down: they are what the run is from now on."""
         self.check(sections)
         self.path.mkdir(parents=True, exist_ok=True)
-        config = self.read_config() | {name: _plain(section) for name, section in sections.items()}
+        config = self.read_config() | plain(sections)
         text = json.dumps(config, indent=2) + "\n"
         replace_file(self.config_file, lambda path: path.write_text(text))
 
@@ -297,8 +300,12 @@ def _link(file: Path, path: Path) -> None:
         shutil.copyfile(file, path)
 
 
+def plain(sections: dict[str, Any]) -> dict[str, Any]:
+    """What config.json says of them: dicts, lists (also for tuples), strings and numbers."""
+    return {name: _plain(section) for name, section in sections.items()}
+
+
 def _plain(value: Any) -> Any:
-    """What the value is after a round trip through JSON (tuples are lists there)."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = dataclasses.asdict(value)
     return json.loads(json.dumps(value, default=str))

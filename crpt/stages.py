@@ -32,6 +32,7 @@ from crpt.finetune import finetune
 from crpt.model_card import write_card
 from crpt.pretrain import STAGE as PRETRAIN
 from crpt.pretrain import pretrain
+from crpt.pretrain_input import dataset_identity
 from crpt.probe import probe, to_json
 from crpt.replay import ReplayBuffer, open_together
 from crpt.run_directory import ConfigMismatchError, RunDirectory
@@ -127,9 +128,7 @@ def pretrain_stage(context: Context, config: PretrainConfig) -> Encoder:
             "another --run-dir"
         )
     buffer = open_together(datasets)
-    if context.team.leads:
-        context.claim(PRETRAIN, config, dataset=dataset_identity(buffer))
-    context.team.wait()
+    context.team.lead(lambda: context.claim(PRETRAIN, config, dataset=dataset_identity(buffer)))
     return pretrain(
         config,
         buffer,
@@ -246,14 +245,6 @@ def evaluate_stage(
     env.close()
     context.run.write_json("evaluation.json", results)
     return results
-
-
-def dataset_identity(buffer: ReplayBuffer) -> dict[str, Any]:
-    """What tells one dataset from another, and from itself after it has grown."""
-    described = {k: buffer.metadata.get(k) for k in ("seed", "render", "action_repeat")}
-    if "seeds" in buffer.metadata:  # of several
-        described["seeds"] = buffer.metadata["seeds"]
-    return described | {d: buffer.num_transitions(d) for d in sorted(buffer.domains)}
 
 
 def _load_encoder(context: Context, *needed: str) -> Encoder:

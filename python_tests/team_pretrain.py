@@ -1,7 +1,13 @@
-"""Started by torchrun in tests: DATASET RUNS DTYPE RATE BATCHES NORM [--die] OBJECTIVE"""
+"""Started by torchrun in tests: DATASET RUNS DTYPE CONFIG [--die | --slow-save]
 
+CONFIG: in JSON, how small.PRETRAIN differs. Where {rank} is in a path, each process has files of
+its own.
+"""
+
+import json
 import os
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +15,7 @@ import small
 import torch
 
 from crpt import distributed
+from crpt.interrupt import Interrupted
 from crpt.pretrain import pretrain
 from crpt.replay import ReplayBuffer
 from crpt.run_directory import RunDirectory
@@ -26,22 +33,33 @@ def die_in_round(number: int) -> None:
     Trainer.update = counted
 
 
+def save_slowly() -> None:
+    save = torch.save
+
+    def slow(*args):
+        time.sleep(3)
+        save(*args)
+
+    torch.save = slow
+
+
 def main() -> None:
-    dataset, runs, dtype, rate, batches, norm, *names = sys.argv[1:]
+    dataset, runs, dtype, differences, *flags = sys.argv[1:]
     torch.set_num_threads(1)
     torch.set_default_dtype(getattr(torch, dtype))
-    if names[0] == "--die":
-        names.pop(0)
+    if flags == ["--die"]:
         die_in_round(5)
+    if flags == ["--slow-save"]:
+        save_slowly()
     with distributed.join(torch.device("cpu")) as team:
-        config = replace(
-            small.PRETRAIN, rounds=25, objective=names[0], batches=batches, embedding_norm=norm,
-            learning_rate=float(rate), log_every=1,
-        )  # fmt: skip
-        # Where {rank} is in a path, each process has files of its own.
+        config = replace(small.PRETRAIN, **json.loads(differences))
         data, directory = dataset.format(rank=team.rank), runs.format(rank=team.rank)
-        run = RunDirectory(Path(directory) / names[0])
-        pretrain(config, ReplayBuffer.open(data), run, seed=0, progress=False, team=team)
+        run = RunDirectory(Path(directory) / "team")
+        try:
+            pretrain(config, ReplayBuffer.open(data), run, seed=0, progress=False, team=team)
+        except Interrupted:
+            print("stopped, saved:", run.has_checkpoint("pretrain"), file=sys.stderr)
+            raise
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from crpt.interrupt import Interrupted
 from crpt.ops import conv_cpu
 from crpt.plateau import PlateauWarning
 from crpt.pretrain import DivergenceError, Trainer, pretrain
-from crpt.run_directory import CheckpointError, RunDirectory
+from crpt.run_directory import CheckpointError, ConfigMismatchError, RunDirectory
 
 
 @pytest.fixture(scope="module")
@@ -138,11 +138,40 @@ def test_a_finished_run_returns_at_once(buffer, tmp_path, monkeypatch):
     assert_same_encoder(encoder, again)
 
 
-def test_a_kill_between_the_last_checkpoint_and_the_encoder_is_mended(buffer, tmp_path):
+@pytest.mark.parametrize("missing", ["config.json", "model.safetensors"])
+def test_an_encoder_that_is_not_whole_is_exported_again(buffer, tmp_path, missing):
     run, encoder = run_all(small.PRETRAIN, buffer, tmp_path)
-    (run.encoder_dir / "config.json").unlink()
+    (run.encoder_dir / missing).unlink()
     _, again = run_all(small.PRETRAIN, buffer, tmp_path)
     assert_same_encoder(encoder, again)
+
+
+@pytest.mark.parametrize("rounds", [6, 8], ids=["done", "more"])
+def test_a_checkpoint_goes_on_only_as_it_was_begun(buffer, tmp_path, rounds):
+    run_all(small.PRETRAIN, buffer, tmp_path)
+    other = replace(small.PRETRAIN, rounds=rounds, learning_rate=5e-2, temperature=0.7)
+    with pytest.raises(ConfigMismatchError) as refused:
+        pretrain(other, buffer, RunDirectory(tmp_path), seed=9, progress=False)
+    told = str(refused.value).splitlines()
+    assert told[1:-1] == [
+        "  pretrain.learning_rate: 0.001 -> 0.05",
+        *(["  pretrain.rounds: 6 -> 8"] if rounds == 8 else []),
+        "  pretrain.temperature: 0.1 -> 0.7",
+        "  seed: 0 -> 9",
+    ]
+    assert "choose another --run-dir" in told[-1]
+    assert Encoder.from_pretrained(tmp_path).metadata["seed"] == 0
+    # How is no matter.
+    run_all(replace(small.PRETRAIN, log_every=3, checkpoint_every=1), buffer, tmp_path)
+
+
+def test_a_checkpoint_that_does_not_say_how_it_was_begun_goes_on(buffer, tmp_path):
+    _, whole = run_all(small.PRETRAIN, buffer, tmp_path / "whole")
+    saved = RunDirectory(tmp_path / "whole").load_checkpoint("pretrain")
+    del saved["begun_with"]
+    RunDirectory(tmp_path / "old").save_checkpoint("pretrain", saved)
+    _, again = run_all(small.PRETRAIN, buffer, tmp_path / "old")
+    assert_same_encoder(whole, again)
 
 
 def test_alternate_batches_hold_one_domain_and_mixed_ones_equal_shares(buffer, monkeypatch):

@@ -14,10 +14,11 @@ from crpt.ablate.studies import Variant
 from crpt.config import ProbeConfig
 from crpt.encoder import Encoder, initial_encoder
 from crpt.pretrain import STAGE as PRETRAIN
+from crpt.pretrain_input import dataset_identity
 from crpt.probe import probe, to_json
 from crpt.replay import ReplayBuffer
 from crpt.run_directory import RunDirectory
-from crpt.stages import Context, dataset_identity, pretrain_stage
+from crpt.stages import Context, pretrain_stage
 
 FIGURES = "figures.json"
 # Of the last logged round, means over its batches.
