@@ -26,6 +26,7 @@ def card(encoder: Encoder, probes: dict[str, Any] | None = None) -> str:
     trained_on = {
         "objective": told.get("objective"),
         "domains": ", ".join(told["domains"]) if told.get("domains") else None,
+        "weights": _by_name(told.get("weights")),
         "updates": told.get("updates"),
         "batch size": told.get("batch_size"),
         "seed": told.get("seed"),
@@ -51,3 +52,7 @@ def card(encoder: Encoder, probes: dict[str, Any] | None = None) -> str:
         f"## What it knows\n\n```\n{probe_text(probes)}\n```" if probes else "",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _by_name(weights: dict[str, int] | None) -> str | None:
+    return ", ".join(f"{name} {w}" for name, w in weights.items()) if weights else None

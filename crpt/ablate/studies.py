@@ -116,8 +116,11 @@ def _transitions(stages: Stages) -> int:
 
 def _trained_on(stages: Stages, names: tuple[str, ...]) -> PretrainConfig:
     """As many updates as all domains together get."""
-    rounds = round(stages.pretrain.rounds * len(stages.collect.domains) / len(names))
-    return replace(stages.pretrain, domains=names, rounds=rounds)
+    base = stages.pretrain
+    rounds = round(base.rounds * len(stages.collect.domains) / len(names))
+    weights = dict(zip(base.domains, base.weights, strict=False))
+    known = tuple(weights[name] for name in names if name in weights)
+    return replace(base, domains=names, weights=known, rounds=rounds)
 
 
 STUDIES: dict[str, Study] = {
