@@ -18,7 +18,7 @@ from crpt.model_card import write_card
 from crpt.objectives import Losses
 from crpt.plateau import Plateau
 from crpt.pretrain_input import warn_of_left_out_namesakes
-from crpt.pretrain_log import Turn, distances, lines, of_all
+from crpt.pretrain_log import Line, Turn, distances, lines, of_all
 from crpt.replay import ReplayBuffer
 from crpt.replay.together import name_of
 from crpt.run_directory import CheckpointError, RunDirectory
@@ -105,7 +105,7 @@ def pretrain(
                     for name, rate in pace.since_last().items():
                         run.log_speed(STAGE, trainer.round, domain=name, updates_per_second=rate)
                     ranks = {name: line["effective_rank"] for name, line in figures.items()}
-                    plateau.check(trainer.round, ranks)
+                    plateau.check(trainer.round, ranks, _perplexities(figures))
                 mean = sum(line["distance_from_trivial"] for line in figures.values())
                 bar.set_postfix(distance=f"{mean / len(figures):.3f}")
             stopping = team.any(stop.requested)
@@ -147,6 +147,12 @@ class _Pace:
         rates = {domain: round(n / seconds, 2) for domain, n in self._updates.items()}
         self._then, self._updates = now, dict.fromkeys(self._updates, 0)
         return rates
+
+
+def _perplexities(figures: dict[str, Line]) -> dict[str, float]:
+    """Of the codes, where the objective has some."""
+    key = "assignment_perplexity"
+    return {name: line[key] for name, line in figures.items() if key in line}
 
 
 def _restore(trainer: Trainer, saved: dict[str, Any], run: RunDirectory) -> None:
