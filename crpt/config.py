@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from crpt.config_checks import check_types
+from crpt.weights import check_weights
 
 Objective = Literal["crptpro", "atc", "byol", "autoencoder"]
 
@@ -18,6 +19,8 @@ RESUMABLE: dict[str, Any] = {"resumable": True}
 """Marks a field that may change when a run goes on: it says how, not what."""
 GROWS: dict[str, Any] = {"grows_until": "pretrain"}
 """Marks a field of which more may be asked for until that stage has left something."""
+ABSENT = "absent"
+"""Marks a field with what runs have done that were begun before there was such a field."""
 
 
 def _check_least(config: Any, **least: float) -> None:
@@ -84,15 +87,19 @@ class PretrainConfig:
     """What is minimised: prototypes (the paper), or one of the comparators under the same data and
     budget: augmented temporal contrast, self-prediction one step ahead, pixel reconstruction."""
     rounds: int = 16_666
-    """One round is one update per domain, in turn."""
+    """One round is as many updates as there are domains: one of each, in turn, unless their weights
+    differ."""
     batch_size: int = 512
     """Transitions per update."""
     domains: tuple[str, ...] = ()
-    """Of the dataset, those to train on; none: all. One that is named twice weighs twice as much:
-    two turns in a round, or two shares of a mixed batch."""
+    """Of the dataset, those to train on; none: all. One that is named twice has two turns in a
+    round, or two shares of a mixed batch."""
+    weights: tuple[float, ...] = field(default=(), metadata={ABSENT: []})
+    """Of `domains`, which are to be named then, in their order; none: equal ones. A domain's turns,
+    or its rows of a mixed batch, are in proportion to its weight."""
     batches: Literal["alternate", "mixed"] = "alternate"
-    """alternate: the domains take turns, one a batch (the paper). mixed: every batch holds equal
-    shares of all domains."""
+    """alternate: the domains take turns, one a batch (the paper). mixed: every batch holds shares
+    of all domains, equal ones unless their weights differ."""
     learning_rate: float = 1e-4
     """Of Adam, for encoder, projector, predictor and prototypes."""
     schedule: Literal["constant", "cosine"] = "constant"
@@ -152,6 +159,11 @@ class PretrainConfig:
         )
         _check_positive(self, "learning_rate", "temperature", "intrinsic_offset")
         _check_rates(self, "target_rate")
+        if self.batches == "mixed":
+            check_weights(self.weights, self.domains, self.batch_size, "row of a mixed batch")
+        else:
+            turns = self.rounds * len(self.domains)
+            check_weights(self.weights, self.domains, turns, "turn")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,9 +36,15 @@ class Part:
         return slice(begin - self.begin, max(min(self.end, rows.stop), begin) - self.begin)
 
 
-def parts(domains: Domains, batch_size: int) -> list[Part]:
-    """Equal shares of the domains, in their order; they differ by one row at most."""
-    cuts = [batch_size * i // len(domains) for i in range(len(domains) + 1)]
+def parts(domains: Domains, batch_size: int, weights: Sequence[int] = ()) -> list[Part]:
+    """Shares of the domains, in their order, in proportion to the weights; none: equal ones.
+
+    They are cut where the exact shares so far end, rounded down: each is less than one row from its
+    own, together they are the batch, and every batch has the same.
+    """
+    weights = weights or (1,) * len(domains)
+    upto = itertools.accumulate(weights, initial=0)
+    cuts = [batch_size * so_far // sum(weights) for so_far in upto]
     return [Part(d, b, e) for d, b, e in zip(domains, cuts[:-1], cuts[1:], strict=True)]
 
 
@@ -52,6 +59,11 @@ class ViewConfig:
     """Of the views."""
     rows: slice
     """Of the batch, those that this process trains on."""
+    shares: tuple[int, ...] = ()
+    """Of the domains in a batch of several, their weights; none: equal ones."""
+
+    def parts(self, domains: Domains) -> list[Part]:
+        return parts(domains, self.batch_size, self.shares)
 
 
 class Feed(ABC):
@@ -143,7 +155,7 @@ class ResidentFeed(Feed):
     def draw(self, domains: Domains) -> None:
         c = self._config
         numbers = self._host.writable()
-        for part in parts(domains, c.batch_size):
+        for part in c.parts(domains):
             index, shifts = self._of(numbers, part)
             self._copy.draw(part.domain, index, shifts, pad=c.pad, generator=self._generator)
         self._host.send(self._numbers)
@@ -151,7 +163,7 @@ class ResidentFeed(Feed):
     def views(self, domains: Domains) -> tuple[Tensor, Tensor]:
         c = self._config
         made: list[tuple[Tensor, ...]] = []
-        for part in parts(domains, c.batch_size):
+        for part in c.parts(domains):
             index, shifts = self._of(self._numbers, part)
             mine = part.of(c.rows)
             if mine.start == mine.stop:

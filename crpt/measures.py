@@ -37,9 +37,27 @@ def effective_rank(embeddings: Tensor) -> float:
 
 
 @torch.no_grad()
-def prototypes_in_use(codes: Tensor) -> int:
-    """Number of prototypes that are some sample's first choice, codes [B, M]."""
-    return int(codes.argmax(dim=-1).unique().numel())
+def prototypes_in_use(scores: Tensor) -> int:
+    """Number of prototypes that are some sample's nearest, by similarities [B, M]: 1 to
+    min(B, M).
+
+    Not by codes of Sinkhorn, which spread over all prototypes alike whatever the similarities.
+    """
+    return int(scores.argmax(dim=-1).unique().numel())
+
+
+@torch.no_grad()
+def usage_entropy(scores: Tensor) -> float:
+    """Entropy, in nats, of the shares of the batch to which each prototype is the nearest, by
+    similarities [B, M]: 0 when one is nearest to all, log min(B, M) at most, when all are used
+    alike.
+
+    Not that of softmax(scores / T) averaged over the batch: at the T of pre-training the softmax of
+    a single sample has nearly log M already, also where all samples are one.
+    """
+    nearest = scores.argmax(dim=-1)
+    shares = nearest.bincount(minlength=scores.shape[-1]).double() / len(nearest)
+    return float(torch.special.entr(shares).sum())
 
 
 @torch.no_grad()
@@ -47,13 +65,6 @@ def assignment_perplexity(codes: Tensor) -> float:
     """exp of the mean entropy of a sample's codes, [B, M]: 1 when certain, M when the codes are
     uniform."""
     return float(torch.exp(torch.special.entr(codes.double()).sum(dim=-1).mean()))
-
-
-@torch.no_grad()
-def usage_entropy(codes: Tensor) -> float:
-    """Entropy of the prototypes' shares of the batch, mean_b codes_bm, in nats: log M when all are
-    used alike, 0 when one takes all."""
-    return float(torch.special.entr(codes.double().mean(dim=0)).sum())
 
 
 @torch.no_grad()

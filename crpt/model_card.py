@@ -26,6 +26,7 @@ def card(encoder: Encoder, probes: dict[str, Any] | None = None) -> str:
     trained_on = {
         "objective": told.get("objective"),
         "domains": ", ".join(told["domains"]) if told.get("domains") else None,
+        "weights": _by_name(told.get("weights")),
         "updates": told.get("updates"),
         "batch size": told.get("batch_size"),
         "learning rate": told.get("learning_rate"),
@@ -91,3 +92,7 @@ def _seeds(seeds: list[int | None]) -> str | None:
 
 def _versions(versions: dict[str, str]) -> str | None:
     return ", ".join(f"{name} {version}" for name, version in versions.items()) or None
+
+
+def _by_name(weights: dict[str, int] | None) -> str | None:
+    return ", ".join(f"{name} {w}" for name, w in weights.items()) if weights else None

@@ -1,25 +1,34 @@
-"""Noticing that pre-training sits on the trivial solution of its objective, or that the embeddings
-have collapsed."""
+"""Noticing that pre-training sits on the trivial solution of its objective or does worse, or that
+the embeddings have collapsed."""
 
 from __future__ import annotations
 
 import math
 import warnings
 from collections import defaultdict, deque
+from collections.abc import Iterable, Mapping
+from typing import Literal
 
 from torch import Tensor
 
 from crpt.config import PretrainConfig
 
-# Closer than this to the trivial solution, the encoder learns next to nothing.
+# Closer than this to the trivial solution, the encoder learns next to nothing; a loss that is
+# further above it is worse.
 DISTANCE = 0.01
+# Where the codes are uniform, a loss that is no further above log M is still coming down to it.
+DISTANCE_OF_UNIFORM = 0.1
 # Embeddings of a lower effective rank lie on a line, or in a point.
 RANK = 1.5
+# Codes whose perplexity is this share of M are as good as uniform.
+UNIFORM = 0.9
 # A run that leaves the plateau has left it after about 50 updates; before, nobody can tell.
 SOONEST_UPDATES = 50
 UPDATES = 150
 # One batch may read far from the mean: those of so many rounds in a row have to agree.
 READINGS = 3
+
+Trouble = Literal["stuck", "worse", "collapsed"]
 
 
 class PlateauWarning(UserWarning):
@@ -27,48 +36,90 @@ class PlateauWarning(UserWarning):
 
 
 class Plateau:
-    """Warns once, of the domains stuck after 150 updates or at the end of a shorter run."""
+    """Warns of the domains in trouble after 150 updates, or at the end of a shorter run, and later
+    of those that get into it: once for each domain and trouble."""
 
     def __init__(self, config: PretrainConfig, updates_per_round: int) -> None:
         self.config = config
         self.first_round = min(math.ceil(UPDATES / updates_per_round), config.rounds)
         self.silent = self.first_round * updates_per_round < SOONEST_UPDATES
         self._distances: dict[str, deque[Tensor]] = defaultdict(lambda: deque(maxlen=READINGS))
+        self._told: set[tuple[Trouble, str]] = set()
 
     def observe(self, name: str, distance: Tensor) -> None:
         """A domain's distance from the trivial solution in a round; not read before it is judged,
         so that no round waits for a GPU."""
         self._distances[name].append(distance.detach())
 
-    def check(self, round_: int, ranks: dict[str, float]) -> None:
+    def check(
+        self,
+        round_: int,
+        ranks: Mapping[str, float],
+        perplexities: Mapping[str, float] | None = None,
+    ) -> None:
         """Judges each domain by its largest distance of the last three rounds, of which a run that
-        goes on has to see three first, and by the effective rank of z in this one."""
+        goes on has to see three first, and by the effective rank of z and the perplexity of the
+        codes, of an objective that has some, in this one."""
         if self.silent or round_ < self.first_round:
             return
-        enough = min(READINGS, self.config.rounds)
-        stuck = [
-            name
-            for name, recent in self._distances.items()
-            if len(recent) >= enough and max(distance.item() for distance in recent) < DISTANCE
-        ]
-        collapsed = [name for name, rank in ranks.items() if rank < RANK]
-        if stuck:
-            found = f"the loss of {', '.join(stuck)} is no better than that of the trivial solution"
-            if self.config.objective == "crptpro":
-                found += f", uniform codes, log M = {math.log(self.config.prototypes):.3f}"
-        elif collapsed:
-            found = (
-                f"the embeddings of {', '.join(collapsed)} have collapsed to about one dimension"
+        distances, perplexities = self._largest_distances(), perplexities or {}
+        above = {
+            d: DISTANCE_OF_UNIFORM if self._is_uniform(perplexities.get(d, 0)) else DISTANCE
+            for d in distances
+        }
+        stuck = self._news("stuck", (d for d, x in distances.items() if -above[d] < x < DISTANCE))
+        worse = self._news("worse", (d for d, x in distances.items() if x <= -above[d]))
+        # On the plateau embeddings shrink sooner or later: no news of a domain that is stuck there.
+        flat = (d for d, rank in ranks.items() if rank < RANK and ("stuck", d) not in self._told)
+        collapsed = self._news("collapsed", flat)
+        if stuck or collapsed:
+            found = [self._stuck(stuck, perplexities)] if stuck else []
+            if collapsed:
+                found.append(
+                    f"the embeddings of {', '.join(collapsed)} have collapsed to about one "
+                    "dimension"
+                )
+            _warn(
+                f"after {round_} rounds {', and '.join(found)}: the encoder learns next to nothing "
+                f"there. {self._remedy()}"
             )
-        else:
-            return
-        self.silent = True
-        warnings.warn(
-            f"after {round_} rounds {found}: the encoder learns next to nothing there. "
-            f"{self._remedy()}",
-            PlateauWarning,
-            stacklevel=3,
-        )
+        if worse:
+            by = ", ".join(f"{name} (by {-distances[name]:.3f})" for name in worse)
+            _warn(
+                f"after {round_} rounds the loss of {by} is above that of the trivial solution: "
+                f"training diverges, or has hardly begun. {self._remedy_of_worse()}"
+            )
+
+    def _largest_distances(self) -> dict[str, float]:
+        """Of the last rounds, of the domains that have been seen in enough of them."""
+        enough = min(READINGS, self.config.rounds)
+        return {
+            name: max(distance.item() for distance in recent)
+            for name, recent in self._distances.items()
+            if len(recent) >= enough
+        }
+
+    def _news(self, trouble: Trouble, names: Iterable[str]) -> list[str]:
+        """Those that were not told of before; from now on they were."""
+        new = [name for name in names if (trouble, name) not in self._told]
+        self._told |= {(trouble, name) for name in new}
+        return new
+
+    def _stuck(self, names: list[str], perplexities: Mapping[str, float]) -> str:
+        found = f"the loss of {', '.join(names)} is no better than that of the trivial solution"
+        if self.config.objective != "crptpro":
+            return found
+        m = self.config.prototypes
+        found += f", log M = {math.log(m):.3f}"
+        known = [perplexities[name] for name in names if name in perplexities]
+        if not known:
+            return found
+        if self._is_uniform(min(known)):
+            return f"{found}, and the codes are uniform"
+        return f"{found}, though the codes are not uniform (perplexity {min(known):.1f} of {m})"
+
+    def _is_uniform(self, perplexity: float) -> bool:
+        return perplexity >= UNIFORM * self.config.prototypes
 
     def _remedy(self) -> str:
         if self.config.embedding_norm == "batch":
@@ -77,3 +128,13 @@ class Plateau:
             "Standardise the embeddings, embedding_norm: batch, in a new --run-dir: crpt.pretrain "
             "--embedding-norm batch, or crpt.train --pretrain.embedding-norm batch"
         )
+
+    def _remedy_of_worse(self) -> str:
+        return (
+            f"If it rises, try a learning_rate below {self.config.learning_rate:g}, if it falls, "
+            "more rounds; in a new --run-dir."
+        )
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, PlateauWarning, stacklevel=4)

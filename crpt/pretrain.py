@@ -16,15 +16,17 @@ import crpt
 from crpt.config import PretrainConfig
 from crpt.distributed import ALONE, Team, lost_processes_named
 from crpt.encoder import Encoder, has_encoder
+from crpt.feeds import Domains
 from crpt.interrupt import Interrupted, StopRequest
 from crpt.model_card import write_card
 from crpt.objectives import Losses
 from crpt.plateau import Plateau
 from crpt.pretrain_input import dataset_identity, warn_of_left_out_namesakes
+from crpt.pretrain_log import Line, Turn, distances, lines, of_all
 from crpt.replay import ReplayBuffer
 from crpt.replay.together import name_of
 from crpt.run_directory import CheckpointError, RunDirectory, plain
-from crpt.trainer import Trainer, figures, of_all
+from crpt.trainer import Trainer
 
 STAGE = "pretrain"
 
@@ -84,49 +86,43 @@ def pretrain(
     if team.leads:
         warn_of_left_out_namesakes(config, buffer)
         run.rewind_logs(STAGE, trainer.round)
-    updates = trainer.batches()
-    names = ["+".join(domains) for domains in updates]
-    plateau = Plateau(config, len(updates))
+    per_round = trainer.turns.per_round
+    plateau = Plateau(config, per_round)
     bar = tqdm(
-        total=config.rounds * len(updates), initial=trainer.round * len(updates),
+        total=config.rounds * per_round, initial=trainer.round * per_round,
         desc="pretrain", unit="update", disable=not (progress and team.leads),
     )  # fmt: skip
     stopping = False
-    pace = _Pace(trainer.updates, names)
+    pace = _Pace(trainer.domains)
     with StopRequest() as stop, bar, lost_processes_named(partial(_what_is_kept, run)):
         while trainer.round < config.rounds:
             last = trainer.round + 1 == config.rounds
             logged = (trainer.round + 1) % config.log_every == 0 or last
+            updates = trainer.batches()
             losses, norms = [], []
             for domains in updates:
                 losses.append(trainer.update(domains))
                 if logged:
                     norms.append(trainer.gradient_norm())
+                pace.count(domains)
                 bar.update()
             trainer.round += 1
-            for name, loss in zip(names, losses, strict=True):
-                plateau.observe(name, loss.distance)
+            for name, distance in distances(trainer, updates, losses).items():
+                plateau.observe(name, distance)
             if logged:
                 losses = [of_all(team, loss) for loss in losses]
                 _check_losses(trainer, losses)
-                lines = [
-                    {**figures(trainer, domains, loss), "gradient_norm": norm}
-                    for domains, loss, norm in zip(updates, losses, norms, strict=True)
-                ]
-                _check_figures(trainer, lines)
+                figures = lines(trainer, list(map(Turn, updates, losses, norms)))
+                _check_figures(trainer, list(figures.values()))
                 if team.leads:
-                    for name, line in zip(names, lines, strict=True):
+                    for name, line in figures.items():
                         run.log(STAGE, trainer.round, domain=name, **line)
-                    rates = pace.since_last(trainer.updates)
-                    for name, rate in rates.items():
+                    for name, rate in pace.since_last().items():
                         run.log_speed(STAGE, trainer.round, domain=name, updates_per_second=rate)
-                distances, ranks = (
-                    {name: line[key] for name, line in zip(names, lines, strict=True)}
-                    for key in ("distance_from_trivial", "effective_rank")
-                )
-                if team.leads:
-                    plateau.check(trainer.round, ranks)
-                bar.set_postfix(distance=f"{sum(distances.values()) / len(distances):.3f}")
+                    ranks = {name: line["effective_rank"] for name, line in figures.items()}
+                    plateau.check(trainer.round, ranks, _perplexities(figures))
+                mean = sum(line["distance_from_trivial"] for line in figures.values())
+                bar.set_postfix(distance=f"{mean / len(figures):.3f}")
             stopping = team.any(stop.requested)
             if trainer.round % config.checkpoint_every == 0 or last or stopping:
                 _check_losses(trainer, losses)
@@ -148,16 +144,27 @@ def pretrain(
 class _Pace:
     """Updates per second, measured where the host has waited for the device anyway."""
 
-    def __init__(self, updates: int, names: list[str]) -> None:
-        self._then, self._before, self._names = time.monotonic(), updates, names
+    def __init__(self, domains: Domains) -> None:
+        self._then, self._updates = time.monotonic(), dict.fromkeys(domains, 0)
 
-    def since_last(self, updates: int) -> dict[str, float]:
-        """Those of each domain, which have their turns in every round; together, all."""
+    def count(self, domains: Domains) -> None:
+        """An update on these."""
+        for domain in set(domains):
+            self._updates[domain] += 1
+
+    def since_last(self) -> dict[str, float]:
+        """Of each domain, those that had rows of it: mixed ones count for all."""
         now = time.monotonic()
-        per_turn = (updates - self._before) / len(self._names) / max(now - self._then, 1e-9)
-        self._then, self._before = now, updates
-        turns = Counter(self._names)
-        return {name: round(per_turn * n, 2) for name, n in turns.items()}
+        seconds = max(now - self._then, 1e-9)
+        rates = {domain: round(n / seconds, 2) for domain, n in self._updates.items()}
+        self._then, self._updates = now, dict.fromkeys(self._updates, 0)
+        return rates
+
+
+def _perplexities(figures: dict[str, Line]) -> dict[str, float]:
+    """Of the codes, where the objective has some."""
+    key = "assignment_perplexity"
+    return {name: line[key] for name, line in figures.items() if key in line}
 
 
 def _require_same_run(
@@ -222,9 +229,10 @@ def _provenance(trainer: Trainer, seed: int) -> dict[str, Any]:
     spread = config.objective == "crptpro" and config.intrinsic != "none"
     return {
         "domains": list(dict.fromkeys(map(name_of, trainer.domains))),
+        "weights": _weights(trainer),
         "objective": trainer.config.objective,
         "rounds": trainer.config.rounds,
-        "updates": trainer.config.rounds * len(trainer.batches()),
+        "updates": trainer.config.rounds * trainer.turns.per_round,
         "batch_size": trainer.config.batch_size,
         "seed": seed,
         "transitions": dict(held),
@@ -239,6 +247,12 @@ def _provenance(trainer: Trainer, seed: int) -> dict[str, Any]:
         "intrinsic_weight": config.intrinsic_weight if spread else None,
         "versions": {"crpt": crpt.__version__, "torch": str(torch.__version__)},
     }
+
+
+def _weights(trainer: Trainer) -> dict[str, int] | None:
+    """Of the domains, in lowest terms; None where they are equal."""
+    found = {domain: trainer.turns.weight_of(domain) for domain in trainer.domains}
+    return found if len(set(found.values())) > 1 else None
 
 
 def _check_losses(trainer: Trainer, losses: list[Losses]) -> None:

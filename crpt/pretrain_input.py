@@ -14,6 +14,7 @@ from crpt.distributed import Team
 from crpt.encoder import Encoder
 from crpt.replay import ReplayBuffer
 from crpt.replay.together import name_of
+from crpt.turns import Turns
 
 _log = logging.getLogger(__name__)
 
@@ -95,9 +96,11 @@ def largest_batch(config: PretrainConfig, transitions: Mapping[str, int]) -> int
     Rows are drawn one by one, with replacement: more of them than there are would repeat some in
     every batch, and prototypes would be shared out among copies.
     """
-    names = (config.domains or tuple(transitions)) if config.batches == "mixed" else ()
-    shares = max(1, len(names))
-    return min(n * shares // max(1, names.count(domain)) for domain, n in transitions.items())
+    if config.batches == "alternate":
+        return min(transitions.values())
+    turns = Turns(config, tuple(transitions))
+    total = sum(turns.weights)
+    return min(n * total // turns.weight_of(domain) for domain, n in transitions.items())
 
 
 def warn_of_left_out_namesakes(config: PretrainConfig, buffer: ReplayBuffer) -> None:

@@ -141,7 +141,8 @@ class RunDirectory:
         Raises ConfigMismatchError with every field that differs. Fields marked
         `metadata={"resumable": True}` may change between runs: they say how, not what. Those marked
         `{"grows_until": stage}` may become larger, or get more items, until that stage has left
-        something. A stage whose first attempt failed and left nothing binds nobody.
+        something. `{"absent": value}` is what runs did that were begun before there was such a
+        field. A stage whose first attempt failed and left nothing binds nobody.
         """
         self.compare({k: v for k, v in self.read_config().items() if self._binding(k)}, sections)
 
@@ -170,6 +171,8 @@ class RunDirectory:
         replace_file(self.config_file, lambda path: path.write_text(text))
 
     def _may_change(self, marks: Mapping[str, Any], was: Any, now: Any) -> bool:
+        if was is None and "absent" in marks:
+            return bool(now == marks["absent"])
         if "grows_until" in marks:
             return _has_grown(was, now) and not self._binding(marks["grows_until"])
         return bool(marks.get("resumable"))

@@ -6,7 +6,7 @@ import itertools
 import queue
 import threading
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crpt.feeds import AHEAD, Domains, Feed, StagingBuffers, ViewConfig, parts, whole
+from crpt.feeds import AHEAD, Domains, Feed, StagingBuffers, ViewConfig, whole
 from crpt.ops import frame_stack
 from crpt.replay import ReplayBuffer
 
@@ -26,8 +26,9 @@ _POLL_SECONDS = 0.1
 class StreamedFeed(Feed):
     """uint8 batches through pinned memory, on a stream of their own while the device computes.
 
-    `sequence` is what will be asked for, over and over. Where something else is asked for, or the
-    generator was set anew, what was drawn ahead is dropped, and drawing begins again there.
+    `sequence` is what will be asked for, over and over; or, where that is not how it goes on,
+    `upcoming()` what follows the batch that is asked for now. Where something else is asked for, or
+    the generator was set anew, what was drawn ahead is dropped, and drawing begins again there.
     """
 
     def __init__(
@@ -37,7 +38,9 @@ class StreamedFeed(Feed):
         config: ViewConfig,
         device: torch.device,
         generator: torch.Generator,
+        upcoming: Callable[[], Iterable[Domains]] | None = None,
     ) -> None:
+        self._upcoming = upcoming
         self._buffer, self._sequence = buffer, list(sequence)
         self._config, self._device, self._generator = config, device, generator
         channels, height, width = buffer.spec(sequence[0][0]).frame_shape
@@ -79,7 +82,9 @@ class StreamedFeed(Feed):
 
     def _start(self, domains: Domains) -> _Ahead:
         order: Iterable[Domains] = itertools.repeat(domains)
-        if domains in self._sequence:
+        if self._upcoming is not None:
+            order = itertools.chain([domains], self._upcoming())
+        elif domains in self._sequence:
             at = self._sequence.index(domains)
             order = itertools.cycle(self._sequence[at:] + self._sequence[:at])
         return _Ahead(self._buffer, order, self._config, self._staged, self._generator)
@@ -182,7 +187,7 @@ def _draw_ahead(
         )
         for domains in order:
             before, pixels = generator.get_state(), host.writable()
-            for part in parts(domains, config.batch_size):
+            for part in config.parts(domains):
                 _fill(buffer, part.domain, pixels[:, part.begin : part.end], config, generator)
             granted = free.get()
             if granted is None:

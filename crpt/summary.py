@@ -101,7 +101,7 @@ def _share(value: float | None) -> str:
 
 
 def _pretrain_table(lines: list[dict[str, Any]]) -> str:
-    columns = ("batch of", "loss", "distance", "rank of z", "rank of h", "prototypes")
+    columns = ("domain", "loss", "distance", "rank of z", "rank of h", "prototypes")
     rows: list[tuple[str, ...]] = [
         (
             line["domain"],
@@ -109,7 +109,7 @@ def _pretrain_table(lines: list[dict[str, Any]]) -> str:
             f"{line['distance_from_trivial']:.3f}",
             f"{line['effective_rank']:.1f}",
             f"{line['effective_rank_h']:.1f}",
-            str(line.get("prototypes_in_use", "")),
+            f"{line['prototypes_in_use']:.0f}" if "prototypes_in_use" in line else "",
         )
         for line in lines
     ]

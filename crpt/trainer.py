@@ -17,19 +17,13 @@ from crpt.byte_encoder import bytes_are_faster
 from crpt.config import PretrainConfig
 from crpt.distributed import ALONE, Team
 from crpt.encoder import EncoderConfig, initial_encoder, on_device
-from crpt.feeds import Domains, Feed, ResidentFeed, ViewConfig, fits, parts, whole
-from crpt.measures import (
-    assignment_perplexity,
-    effective_rank,
-    prototype_spread,
-    prototypes_in_use,
-    usage_entropy,
-)
+from crpt.feeds import Domains, Feed, Part, ResidentFeed, ViewConfig, fits, whole
+from crpt.measures import effective_rank
 from crpt.objectives import Losses, build
-from crpt.objectives.crptpro import CRPTPro
 from crpt.pretrain_input import check_sizes, frame_geometry, precision_on
 from crpt.replay import ReplayBuffer
 from crpt.streamed_feed import StreamedFeed
+from crpt.turns import Turns
 from crpt.update_graph import CudaRecorder, Recorder, UpdateGraphs
 from crpt.watch import FiniteWatch
 
@@ -71,8 +65,8 @@ class Trainer:
         self.device = device
         self.round = 0
         self.updates = 0
-        # Sorted: the order in which processes added them to the dataset must not matter.
-        self.domains = tuple(sorted(set(config.domains) or buffer.domains))
+        self.turns = Turns(config, buffer.domains)
+        self.domains = tuple(dict.fromkeys(self.turns.names))
         _check_names(self.domains, buffer)
         channels, image_size = frame_geometry(buffer, self.domains)
         check_sizes(config, buffer, self.domains, team)
@@ -107,9 +101,8 @@ class Trainer:
         self.passed: Callable[[str], None] = lambda phase: None
         """Is told of every phase of an update when it is over, or recorded."""
         self._gradients: list[Tensor] = []
+        self._averaging = self._averaging_by_domain() if self.turns.mixed else None
         self._graphs: UpdateGraphs[Domains, _Update] | None = None
-        # Within a round, what an update leaves has to last.
-        self._repeats = len(set(self.batches())) < len(self.batches())
         if cuda and cuda_graphs and team.group is None:
             self.replay_updates(CudaRecorder(device))
 
@@ -122,7 +115,10 @@ class Trainer:
         if fits(self.buffer, self.domains, self.device):
             return ResidentFeed(self.buffer, self.domains, views, self.device, self.generator)
         if self.team.group is None:
-            return StreamedFeed(self.buffer, self.batches(), views, self.device, self.generator)
+            return StreamedFeed(
+                self.buffer, self.batches(), views, self.device, self.generator,
+                upcoming=None if self.turns.in_order else lambda: self.turns.after(self.updates),
+            )  # fmt: skip
         return None
 
     def _views(self) -> ViewConfig:
@@ -131,22 +127,37 @@ class Trainer:
         if c.precision == "bf16" and bytes_are_faster(self.model.online, self.device):
             dtype = torch.uint8
         mine = self.team.share(c.batch_size)
-        return ViewConfig(c.batch_size, c.frame_stack, c.shift_pad, dtype, mine)
+        shares = self.turns.shares
+        return ViewConfig(c.batch_size, c.frame_stack, c.shift_pad, dtype, mine, shares)
+
+    def _averaging_by_domain(self) -> Tensor:
+        """[domains, rows of this process]: times what those rows have, its part of the means over
+        each domain's rows of a mixed batch."""
+        views = self._views()
+        weights = torch.zeros(len(self.domains), self.config.batch_size, dtype=torch.float64)
+        for part in views.parts(self.turns.names):
+            weights[self.domains.index(part.domain), part.begin : part.end] = 1
+        weights /= weights.sum(dim=1, keepdim=True)
+        return weights[:, views.rows].to(self.device, self.trained[0].dtype)
 
     def batches(self) -> list[Domains]:
-        """The domains of each update of a round; one that the config names twice has two turns, or
-        two shares."""
-        domains = tuple(sorted(self.config.domains)) or self.domains
-        if self.config.batches == "mixed":
-            return [domains] * len(domains)
-        return [(domain,) for domain in domains]
+        """The domains of each update of this round; one that the config names twice has two turns,
+        or two shares."""
+        return self.turns.of_round(self.round)
+
+    def parts(self, domains: Domains) -> list[Part]:
+        """The rows of each in a batch of them."""
+        return self._views().parts(domains)
 
     def sample(self, domains: Domains) -> tuple[Tensor, Tensor]:
-        """obs and next_obs, shifted, [B, K*C, H, W], bytes or floats in [0, 1], equal shares of the
+        """obs and next_obs, shifted, [B, K*C, H, W], bytes or floats in [0, 1], shares of the
         domains; of a team, this process's rows of them."""
         if self.feed is not None:
             self.feed.draw(domains)
             return self.feed.views(domains)
+        return self._sample(domains, self.generator)
+
+    def _sample(self, domains: Domains, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         c, views = self.config, self._views()
         batches = [
             self.buffer.sample(
@@ -156,10 +167,10 @@ class Trainer:
                 pad=c.shift_pad,
                 dtype=views.dtype,
                 device=self.device,
-                generator=self.generator,
+                generator=generator,
                 rows=part.of(views.rows),
             )
-            for part in parts(domains, c.batch_size)
+            for part in views.parts(domains)
         ]
         return whole([b.obs for b in batches]), whole([b.next_obs for b in batches])
 
@@ -175,13 +186,13 @@ class Trainer:
         with _fastest_convolutions():
             done = self._graphs(domains)
         self._gradients = done.gradients
-        return _lasting(done, whole=self._repeats)
+        return _lasting(done, whole=self.turns.repeat)  # within a round, it has to last
 
     def _set_rate(self) -> None:
         """The learning rate of this update, (1 + cos(pi t / T)) / 2 of the first with a cosine."""
         if self.config.schedule == "constant":
             return
-        done = self.updates / (self.config.rounds * len(self.batches()))
+        done = self.updates / (self.config.rounds * self.turns.per_round)
         rate = self.config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
         if isinstance(self._rate, Tensor):
             self._rate.fill_(rate)
@@ -194,6 +205,8 @@ class Trainer:
         self.passed("sample")
         losses = self.step(*views)
         numbers = torch.stack([losses.total.detach(), losses.distance, *losses.parts.values()])
+        if losses.by_domain is not None:
+            numbers = torch.cat([numbers, losses.by_domain.flatten()])
         return _Update(_with_numbers(losses, numbers), numbers, self._gradients)
 
     def step(self, obs: Tensor, next_obs: Tensor) -> Losses:
@@ -208,7 +221,26 @@ class Trainer:
         self.model.after_update()
         self.watch.observe(losses.total)
         self._gradients = [p.grad for p in self.trained if p.grad is not None]
+        losses = self._averaged(losses)
         self.passed("finish")
+        return losses
+
+    @torch.no_grad()
+    def _averaged(self, losses: Losses) -> Losses:
+        """With the means of each domain's rows, those of all processes, in place of the rows."""
+        if self._averaging is None or losses.rows is None:
+            return losses
+        by_domain = self.team.mean(self._averaging @ losses.rows) * self.team.size
+        return replace(losses, rows=None, by_domain=by_domain)
+
+    @torch.no_grad()
+    def measure(self, domain: str) -> Losses:
+        """The losses of a batch of the domain that training does not miss; they leave no trace."""
+        views = self._sample((domain,), torch.Generator().manual_seed(self.round))
+        before = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+        self.model.before_update()
+        losses: Losses = self.model(*views)
+        self.model.load_state_dict(before)
         return losses
 
     @torch.no_grad()
@@ -217,20 +249,14 @@ class Trainer:
         return float(torch.nn.utils.get_total_norm(self._gradients))
 
     @torch.no_grad()
-    def ranks(self, domains: tuple[str, ...]) -> dict[str, float]:
+    def ranks(self, domain: str) -> dict[str, float]:
         """Effective rank of h and of the z that would be exported now, of a batch that training
         does not miss."""
-        generator = torch.Generator().manual_seed(self.round)
-        share = min(self.config.batch_size, RANK_BATCH) // len(domains)
-        obs = torch.cat(
-            [
-                self.buffer.sample(
-                    domain, max(share, 2), frame_stack=self.config.frame_stack, pad=0,
-                    generator=generator,
-                ).obs
-                for domain in domains
-            ]
-        ).to(self.device)  # fmt: skip
+        obs = self.buffer.sample(
+            domain, max(min(self.config.batch_size, RANK_BATCH), 2),
+            frame_stack=self.config.frame_stack, pad=0,
+            generator=torch.Generator().manual_seed(self.round),
+        ).obs.to(self.device)  # fmt: skip
         encoder = self.model.online.eval()
         h = encoder(obs)
         z = encoder.embed_features(h)
@@ -267,7 +293,7 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"])
-        self.updates = self.round * len(self.batches())
+        self.updates = self.round * self.turns.per_round
         # Of what was saved on a CPU, not true of this optimiser here.
         for group in self.optimizer.param_groups:
             group["capturable"] = self.device.type == "cuda"
@@ -289,50 +315,21 @@ def _fastest_convolutions() -> Iterator[None]:
 
 
 def _with_numbers(losses: Losses, numbers: Tensor) -> Losses:
-    """numbers: total, distance, parts."""
-    total, distance, *parts = numbers
+    """numbers: total, distance, parts, and by_domain, if there is one."""
+    end = 2 + len(losses.parts)
+    total, distance, *parts = numbers[:end]
+    by_domain = losses.by_domain
     return replace(
         losses, total=total, distance=distance,
         parts=dict(zip(losses.parts, parts, strict=True)),
+        by_domain=None if by_domain is None else numbers[end:].view_as(by_domain),
     )  # fmt: skip
 
 
 def _lasting(update: _Update, whole: bool) -> Losses:
     """Losses whose numbers the next replay does not write over; nor, if `whole`, the rest."""
     losses = _with_numbers(update.losses, update.numbers.clone())
-    if not whole:
-        return losses
-    codes = None if losses.codes is None else losses.codes.clone()
-    return replace(losses, z=losses.z.clone(), codes=codes)
-
-
-def of_all(team: Team, losses: Losses) -> Losses:
-    """The losses of the whole batch, from those of each process's share."""
-    if team.group is None:
-        return losses
-    return Losses(
-        total=team.mean(losses.total),
-        parts={name: team.mean(part) for name, part in losses.parts.items()},
-        distance=team.mean(losses.distance),
-        z=team.gather(losses.z),
-        codes=None if losses.codes is None else team.gather(losses.codes),
-    )
-
-
-def figures(trainer: Trainer, domains: tuple[str, ...], loss: Losses) -> dict[str, float]:
-    """What the log says of one update."""
-    figures = {"loss": loss.total.item(), "distance_from_trivial": loss.distance.item()}
-    figures |= {name: part.item() for name, part in loss.parts.items()}
-    figures["effective_rank"] = effective_rank(loss.z)
-    figures |= trainer.ranks(domains)
-    if loss.codes is not None:
-        figures["prototypes_in_use"] = prototypes_in_use(loss.codes)
-        figures["assignment_perplexity"] = assignment_perplexity(loss.codes)
-        figures["usage_entropy"] = usage_entropy(loss.codes)
-    if isinstance(trainer.model, CRPTPro) and trainer.config.prototypes > 1:
-        mean, largest = prototype_spread(trainer.model.prototypes)
-        figures |= {"prototype_similarity_mean": mean, "prototype_similarity_max": largest}
-    return figures
+    return losses.of_rows(torch.clone) if whole else losses
 
 
 def _check_names(domains: tuple[str, ...], buffer: ReplayBuffer) -> None:

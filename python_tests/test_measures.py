@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+import crpt.ops
 from crpt import measures
 from crpt.measures import (
     assignment_perplexity,
@@ -66,6 +67,48 @@ def test_perplexity_of_certain_and_uniform_codes():
 def test_usage_entropy_is_that_of_the_prototypes_shares():
     assert usage_entropy(torch.eye(7)) == pytest.approx(math.log(7))
     assert usage_entropy(torch.eye(7)[:1].expand(5, 7)) == pytest.approx(0.0)
+
+
+def prototypes(m=512, d=128):
+    generator = torch.Generator().manual_seed(0)
+    return torch.nn.functional.normalize(torch.randn(m, d, generator=generator), dim=-1)
+
+
+def one_point(c):
+    return c[:1].expand(len(c), -1)
+
+
+def near_one_point(c):
+    noise = torch.randn(c.shape, generator=torch.Generator().manual_seed(1))
+    return c[:1] + 1e-3 * noise
+
+
+def two_points(c):
+    return c[:2].repeat(len(c) // 2, 1)
+
+
+def healthy(c):
+    return torch.randn(c.shape, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(
+    ("embeddings", "used", "entropy"),
+    [
+        (one_point, (1, 1), (0.0, 0.0)),
+        (near_one_point, (1, 1), (0.0, 0.0)),
+        (two_points, (2, 2), (math.log(2), math.log(2))),
+        (healthy, (250, 400), (5.3, math.log(512))),
+    ],
+)
+def test_use_is_told_by_similarities_where_codes_are_balanced(embeddings, used, entropy):
+    c = prototypes()
+    scores = crpt.ops.prototype_similarity(embeddings(c).contiguous(), c)
+    codes = crpt.ops.sinkhorn(scores, 0.1, 3)
+    # Sinkhorn uses all alike, so that its codes tell nothing.
+    shares = codes.mean(dim=0)
+    assert float(torch.special.entr(shares).sum()) == pytest.approx(math.log(512), abs=0.01)
+    assert used[0] <= prototypes_in_use(scores) <= used[1]
+    assert entropy[0] - 1e-9 <= usage_entropy(scores) <= entropy[1] + 1e-9
 
 
 def test_prototype_spread_of_orthogonal_and_doubled_prototypes():

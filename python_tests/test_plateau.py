@@ -81,6 +81,59 @@ def test_collapsed_embeddings_are_named():
         judge(plateau, 100, {"flat": 0.5, "full": 0.5}, {"flat": 1.1, "full": 20.0})
 
 
+def warned(plateau, *arguments):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        judge(plateau, *arguments)
+    return [str(w.message) for w in caught]
+
+
+def test_a_loss_above_the_trivial_one_is_not_called_the_plateau():
+    plateau = Plateau(replace(STUCK, prototypes=32, embedding_norm="batch"), 2)
+    for _ in range(READINGS):
+        plateau.observe("up", torch.tensor(-0.061))
+    with pytest.warns(PlateauWarning) as caught:
+        plateau.check(100, {"up": 9.0}, {"up": 15.0})
+    (message,) = [str(w.message) for w in caught]
+    assert "loss of up (by 0.061) is above that of the trivial solution" in message
+    assert "learning_rate below 0.0001" in message
+    assert "uniform" not in message
+    assert "next to nothing" not in message
+
+
+@pytest.mark.parametrize(
+    ("distance", "perplexity", "said"),
+    [
+        (-0.001, 31.9, "log M = 3.466, and the codes are uniform"),
+        (-0.03, 31.9, "log M = 3.466, and the codes are uniform"),  # it comes down to log M
+        (-0.001, 15.0, r"the codes are not uniform \(perplexity 15.0 of 32\)"),
+        (-0.2, 31.9, r"loss of a \(by 0.200\) is above"),
+    ],
+)
+def test_codes_are_called_uniform_where_they_are(distance, perplexity, said):
+    plateau = Plateau(replace(STUCK, prototypes=32), 2)
+    for _ in range(READINGS):
+        plateau.observe("a", torch.tensor(distance))
+    with pytest.warns(PlateauWarning, match=said):
+        plateau.check(100, {"a": 9.0}, {"a": perplexity})
+
+
+def test_each_domain_and_trouble_is_told_of_once():
+    plateau = Plateau(replace(STUCK, rounds=1000), 3)
+    ranks = {"flat": 1.1, "stuck": 9.0, "up": 9.0}
+    distances = {"flat": 0.5, "stuck": 0.001, "up": -0.5}
+    first = warned(plateau, 100, distances, ranks)
+    assert len(first) == 2
+    assert "loss of stuck is no better" in first[0]
+    assert "embeddings of flat have collapsed" in first[0]
+    assert "loss of up (by 0.500) is above" in first[1]
+    assert not warned(plateau, 101, distances, ranks)
+    (later,) = warned(plateau, 102, distances | {"flat": 0.0, "up": 0.5}, ranks)
+    assert "loss of flat is no better" in later
+    (last,) = warned(plateau, 103, distances, ranks | {"up": 1.0})
+    assert "embeddings of up have collapsed" in last
+
+
 def test_one_outlying_batch_is_no_plateau_and_three_in_a_row_are():
     plateau = Plateau(replace(STUCK, rounds=1000), 1)
     with warnings.catch_warnings():

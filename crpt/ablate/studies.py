@@ -123,8 +123,11 @@ def _turns(stages: Stages) -> tuple[str, ...]:
 
 def _trained_on(stages: Stages, names: tuple[str, ...]) -> PretrainConfig:
     """As many updates as all domains together get."""
-    rounds = round(stages.pretrain.rounds * len(_turns(stages)) / len(names))
-    return replace(stages.pretrain, domains=names, rounds=rounds)
+    base, turns = stages.pretrain, _turns(stages)
+    rounds = round(base.rounds * len(turns) / len(names))
+    weights = dict(zip(turns, base.weights, strict=False))
+    known = tuple(weights[name] for name in names if name in weights)
+    return replace(base, domains=names, weights=known, rounds=rounds)
 
 
 STUDIES: dict[str, Study] = {

@@ -25,6 +25,8 @@ class ATC(TargetObjective):
     one are told apart by its looks.
     """
 
+    row_loss = "contrastive_loss"
+
     def __init__(self, encoder: Encoder, config: PretrainConfig) -> None:
         super().__init__(encoder, config)
         self.contrast = nn.Parameter(torch.eye(config.projection_dim))
@@ -39,9 +41,15 @@ class ATC(TargetObjective):
         own = self.team.rank * len(c) + torch.arange(len(c), device=c.device)
         loss = F.cross_entropy(logits, own)
         contrastive = loss.detach()
+        trivial = math.log(len(others))
+        rows = None
+        if self.mixed:
+            each = F.cross_entropy(logits.detach(), own, reduction="none")
+            rows = torch.stack([each, torch.full_like(each, trivial)], dim=1)
         return Losses(
             total=loss,
             parts={"contrastive_loss": contrastive},
-            distance=math.log(len(others)) - contrastive,
+            distance=trivial - contrastive,
             z=F.normalize(c, dim=-1),
+            rows=rows,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -22,6 +23,8 @@ class Autoencoder(Objective):
     a penalty on it. Of each transition the first observation is used.
     """
 
+    row_loss = "reconstruction_loss"
+
     def __init__(self, encoder: Encoder, config: PretrainConfig) -> None:
         super().__init__(encoder, config)
         self.decoder = Decoder(encoder.config)
@@ -29,16 +32,26 @@ class Autoencoder(Objective):
     def forward(self, obs: Tensor, next_obs: Tensor) -> Losses:
         z = F.normalize(self.project(self.online, obs), dim=-1)  # [B, D]
         pixels = pixels_of(obs, z.dtype)
-        loss = F.mse_loss(self.decoder(z), pixels)
+        decoded = self.decoder(z)
+        loss = F.mse_loss(decoded, pixels)
         reconstruction = loss.detach()
         mean = self.team.mean(pixels.mean(dim=0))
         trivial = self.team.mean((pixels - mean).square().mean())
+        rows = None
+        if self.mixed:
+            missed = (decoded.detach() - pixels, pixels - mean)
+            rows = torch.stack([x.square().flatten(1).mean(dim=1) for x in missed], dim=1)
         return Losses(
             total=loss,
             parts={"reconstruction_loss": reconstruction},
-            distance=1 - reconstruction / trivial.clamp_min(1e-12),
+            distance=self.distance(reconstruction, trivial),
             z=z.detach(),
+            rows=rows,
         )
+
+    def distance(self, loss: Tensor, trivial: Tensor) -> Tensor:
+        """The share of the variance that is explained."""
+        return 1 - loss / trivial.clamp_min(1e-12)
 
 
 class Decoder(nn.Module):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +30,24 @@ class Losses:
     better than there, and the encoder has learned next to nothing."""
     z: Tensor
     """Embeddings of the batch, [B, D], of unit length."""
+    scores: Tensor | None = field(default=None)
+    """Their similarities to the prototypes, [B, M], of an objective that has some."""
     codes: Tensor | None = field(default=None)
-    """Assignments to the prototypes, [B, M], of an objective that has some."""
+    """Their balanced assignments to the prototypes, [B, M]."""
+    rows: Tensor | None = field(default=None)
+    """In mixed batches, [B, 2]: what each row adds to the mean that `Objective.row_loss` names, and
+    what it would add in the trivial solution."""
+    by_domain: Tensor | None = field(default=None)
+    """Of `rows`, the means of each domain's, [domains, 2]: filled in by the trainer."""
+
+    def of_rows(self, change: Callable[[Tensor], Tensor]) -> Losses:
+        """With another z, scores and codes, as `change` makes them of these."""
+        return replace(
+            self,
+            z=change(self.z),
+            scores=None if self.scores is None else change(self.scores),
+            codes=None if self.codes is None else change(self.codes),
+        )
 
 
 class Objective(nn.Module, ABC):
@@ -40,9 +57,14 @@ class Objective(nn.Module, ABC):
     An update is: before_update(), forward, backward, optimiser, after_update().
     """
 
+    row_loss: ClassVar[str]
+    """The part of the loss that is a mean over the batch's rows, and is compared with that of the
+    trivial solution. It has weight 1 in the total."""
+
     def __init__(self, encoder: Encoder, config: PretrainConfig) -> None:
         super().__init__()
         self.config = config
+        self.mixed = config.batches == "mixed"
         self.online = encoder
         self.team = ALONE
 
@@ -68,6 +90,10 @@ class Objective(nn.Module, ABC):
     def export(self) -> Encoder:
         """A copy of the trained encoder."""
         return copy.deepcopy(self.online)
+
+    def distance(self, loss: Tensor, trivial: Tensor) -> Tensor:
+        """`Losses.distance`, of the mean of some rows' losses and that of their trivial ones."""
+        return trivial - loss
 
     def project(self, encoder: Encoder, pixels: Tensor) -> Tensor:
         """norm(g(f(pixels))), [B, D] in float32; bf16 reaches no further than the projector."""

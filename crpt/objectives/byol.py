@@ -21,16 +21,24 @@ class BYOL(TargetObjective):
     domain.
     """
 
+    row_loss = "prediction_loss"
+
     def forward(self, obs: Tensor, next_obs: Tensor) -> Losses:
         with torch.no_grad():
             t = F.normalize(self.project(self.target, next_obs), dim=-1)  # [B, D]
         s = F.normalize(self.predictor(self.project(self.online, obs)), dim=-1)
         loss = 2 - 2 * (s * t).sum(-1).mean()
         prediction = loss.detach()
-        trivial = 2 - 2 * self.team.mean(t.mean(dim=0)).norm()
+        mean = self.team.mean(t.mean(dim=0))
+        trivial = 2 - 2 * mean.norm()
+        rows = None
+        if self.mixed:
+            constant = F.normalize(mean, dim=0)
+            rows = 2 - 2 * torch.stack([(s.detach() * t).sum(-1), t @ constant], dim=1)
         return Losses(
             total=loss,
             parts={"prediction_loss": prediction},
             distance=trivial - prediction,
             z=t,
+            rows=rows,
         )

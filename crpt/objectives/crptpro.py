@@ -26,6 +26,8 @@ class CRPTPro(TargetObjective):
     representation loss of Proto-RL (Yarats et al., arXiv 2102.11271).
     """
 
+    row_loss = "comparison_loss"
+
     def __init__(self, encoder: Encoder, config: PretrainConfig) -> None:
         super().__init__(encoder, config)
         self.prototypes = nn.Parameter(
@@ -60,8 +62,18 @@ class CRPTPro(TargetObjective):
             parts={"comparison_loss": comparison.detach(), "intrinsic_loss": intrinsic.detach()},
             distance=math.log(c.prototypes) - comparison.detach(),
             z=t,
+            scores=scores,
             codes=codes,
+            rows=self._rows(online.detach(), codes) if self.mixed else None,
         )
+
+    @torch.no_grad()
+    def _rows(self, online: Tensor, codes: Tensor) -> Tensor:
+        """L_comp of each row, which the operator does not tell, and log M: [B, 2]."""
+        c = self.config
+        scores = crpt.ops.prototype_similarity(online, self.prototypes)  # [B, M]
+        loss = -(codes * (scores / c.temperature).log_softmax(dim=-1)).sum(dim=-1)
+        return torch.stack([loss, torch.full_like(loss, math.log(c.prototypes))], dim=1)
 
     def ablated_intrinsic_loss(self) -> Tensor:
         """What stands in the place of L_intr."""
