@@ -67,7 +67,9 @@ def _onednn(a: Tensor, b: Tensor) -> Tensor:
     leading = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     a = a.expand(*leading, *a.shape[-2:]).flatten(0, -3)
     b = b.expand(*leading, *b.shape[-2:]).flatten(0, -3)
-    out = torch.stack([_onednn(x, y) for x, y in zip(a.unbind(), b.unbind(), strict=True)])
+    out = a.new_empty((*a.shape[:-1], b.shape[-1]))
+    for x, y, product in zip(a.unbind(), b.unbind(), out.unbind(), strict=True):
+        product.copy_(_onednn(x, y))  # one by one: stacked they would be held twice
     return out.view(*leading, *out.shape[-2:])
 
 
