@@ -17,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import every_kernel
 import pybind11
 import pytest
 import rounded_encoder
@@ -322,6 +323,37 @@ def test_a_kernel_that_fails_is_an_error_with_the_operators_name() -> None:
         cuda.frame_stack_cuda(frames, index, None, 0, torch.uint8)
     with pytest.raises(RuntimeError, match=failed.format("random_shift")):
         cuda.random_shift_cuda(torch.randn(1, 1, 6, 7), torch.tensor([[5, 0]]), 4)
+
+
+class Recorded:
+    """A module, and with what its functions were called."""
+
+    def __init__(self, module: ModuleType) -> None:
+        self._module = module
+        self.calls: dict[str, list[tuple[Any, ...]]] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*args: Any) -> Any:
+            self.calls.setdefault(name, []).append(args)
+            return getattr(self._module, name)(*args)
+
+        return call
+
+
+def test_what_compute_sanitizer_is_given_starts_every_operators_kernels(
+    emulated: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded = Recorded(emulated)
+    monkeypatch.setattr(cuda, "_cuda", recorded)
+    monkeypatch.setattr(every_kernel, "DEVICE", "cpu")
+    monkeypatch.setattr(sys, "argv", ["every_kernel.py", "--small"])
+    with OnEmulatedDevice():
+        every_kernel.main()
+    launchers = {name for name in vars(emulated) if not name.startswith("_")}
+    of_the_encoder = {name for name in launchers if name.startswith("conv")} | {"reorder"}
+    assert launchers - recorded.calls.keys() == {*of_the_encoder, "sinkhorn_scratch"}
+    clusters = {args[-2] for args in recorded.calls["sinkhorn"]}
+    assert {0, 1} < clusters  # and some of several blocks
 
 
 def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
