@@ -58,9 +58,8 @@ def identity(frame: np.ndarray) -> tuple[int, int, int]:
 
 
 def make(domain: str, *, render: str, action_repeat: int, image_size: int) -> gymnasium.Env:
-    """A toy by name: `slow*` takes 2 ms a step, `sleepy*` 20, the others as fast as they can."""
-    delay = {"slow": 0.002, "slee": 0.02}.get(domain[:4], 0.0)
-    return ToyEnv(domain, image_size, delay)
+    """A toy by name: `slow*` takes 2 ms a step, the others as fast as they can."""
+    return ToyEnv(domain, image_size, 0.002 if domain.startswith("slow") else 0.0)
 
 
 class _FailsInStep(ToyEnv):
@@ -92,6 +91,32 @@ class _Reuses(ToyEnv):
 
 def make_reusing(domain: str, **settings: Any) -> gymnasium.Env:
     return _Reuses(domain)
+
+
+MEETING = "CRPT_TEST_MEETING"
+"""Names the directory where processes meet."""
+
+
+class _Meets(ToyEnv):
+    """Its first step waits for that of another process."""
+
+    met = False
+
+    def step(self, action):
+        if not self.met:
+            place = Path(os.environ[MEETING])
+            (place / str(os.getpid())).touch()
+            deadline = time.monotonic() + 120
+            while len(list(place.iterdir())) < 2:
+                if time.monotonic() > deadline:
+                    raise TimeoutError("no other process has come")
+                time.sleep(0.01)
+            self.met = True
+        return super().step(action)
+
+
+def make_meeting(domain: str, **settings: Any) -> gymnasium.Env:
+    return _Meets(domain)
 
 
 class _Stuck(ToyEnv):
