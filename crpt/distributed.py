@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import os
 import re
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -144,10 +146,19 @@ def lost_processes_named(kept: Callable[[], str]) -> Iterator[None]:
         # gloo has no error type of its own, but names its source file.
         if not (isinstance(error, dist.DistError) or "/gloo/" in str(error)):
             raise
+        _outlive_the_agent()
         raise TeamError(
             f"{_lost_process(str(error))} has ended or cannot be reached; what it said itself, if "
             f"anything, tells why. {kept()}"
         ) from error
+
+
+def _outlive_the_agent() -> None:
+    """Ignores SIGTERM under torchrun, whose agent sends it to all as soon as one is lost: this
+    process ends by itself, once it has told what was lost."""
+    under_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
+    if under_torchrun and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _lost_process(message: str) -> str:

@@ -45,4 +45,5 @@ class StopRequest:
         trace: TracebackType | None,
     ) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) == self._note:  # or somebody has decided otherwise
+                signal.signal(number, handler)

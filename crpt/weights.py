@@ -19,11 +19,9 @@ def in_lowest_terms(weights: Sequence[float]) -> tuple[int, ...]:
 def check_weights(
     weights: Sequence[float], domains: Sequence[str], places: int, place: str
 ) -> None:
-    """TypeError or ValueError unless there are none; or one for each of the domains, each of which
+    """ValueError unless there are none; or one for each of the domains, each of which
     gets one of so many places: turns of a run, or rows of a mixed batch."""
     for weight in weights:
-        if isinstance(weight, bool) or not isinstance(weight, int | float):
-            raise TypeError(f"weights should be numbers, got {weight!r}")
         if not 0 < weight < math.inf:
             raise ValueError(f"weights should be finite and greater than 0, got {list(weights)}")
     if not weights:

@@ -196,7 +196,8 @@ class _EndsOnce(ToyEnv):
 def make_ending(domain: str, **settings: Any) -> gymnasium.Env:
     """`dies_once`, `hangs_once`: in the 20th step. `*_often`: of every process. `*_always`: 1st."""
     if domain.startswith(("dies", "hangs")):
-        return _EndsOnce(domain)
+        # Slow enough for the first episodes to be written before the process ends.
+        return _EndsOnce(domain, delay=0.01)
     return make(domain, **settings)
 
 
