@@ -93,8 +93,8 @@ def test_equal_weights_have_the_shares_of_none():
         ((1, -2.0, 1), ValueError, "weights should be finite and greater than 0"),
         ((1, math.nan, 1), ValueError, "weights should be finite and greater than 0, got .*nan"),
         ((1, math.inf, 1), ValueError, "weights should be finite and greater than 0, got .*inf"),
-        ((1, "2", 1), TypeError, "weights should be a tuple of float, got (1, '2', 1)"),
-        ((1, True, 1), TypeError, "weights should be a tuple of float, got (1, True, 1)"),
+        ((1, "2", 1), TypeError, r"weights should be a tuple of float, got \(1, '2', 1\)"),
+        ((1, True, 1), TypeError, r"weights should be a tuple of float, got \(1, True, 1\)"),
         ((1, 1e-3, 1), ValueError, r"at least one turn, of which there are 18, .* b has 0\.009"),
     ],
 )
