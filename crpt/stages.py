@@ -32,7 +32,7 @@ from crpt.finetune import finetune
 from crpt.model_card import write_card
 from crpt.pretrain import STAGE as PRETRAIN
 from crpt.pretrain import pretrain
-from crpt.pretrain_input import dataset_identity
+from crpt.pretrain.inputs import dataset_identity
 from crpt.probe import probe, to_json
 from crpt.replay import ReplayBuffer, open_together
 from crpt.run_directory import ConfigMismatchError, RunDirectory

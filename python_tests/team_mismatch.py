@@ -11,7 +11,7 @@ from pathlib import Path
 import small
 import torch
 
-import crpt.trainer
+import crpt.pretrain.trainer
 from crpt import distributed
 from crpt.pretrain import pretrain
 from crpt.replay import ReplayBuffer
@@ -40,7 +40,7 @@ def main() -> None:
             train(name, replace(small.PRETRAIN, **{name: value}) if other else small.PRETRAIN)
         for name in ("seed", "render"):
             train(f"dataset_{name}", data=directory / name if other else dataset)
-        crpt.trainer.precision_on = lambda *asked: "bf16" if other else "fp32"
+        crpt.pretrain.trainer.precision_on = lambda *asked: "bf16" if other else "fp32"
         train("precision", replace(small.PRETRAIN, precision="auto"))
         run = RunDirectory(directory / "begun")
         try:

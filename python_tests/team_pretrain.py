@@ -17,9 +17,9 @@ import torch
 from crpt import distributed
 from crpt.interrupt import Interrupted
 from crpt.pretrain import pretrain
+from crpt.pretrain.trainer import Trainer
 from crpt.replay import ReplayBuffer
 from crpt.run_directory import RunDirectory
-from crpt.trainer import Trainer
 
 
 def die_in_round(number: int) -> None:

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from crpt import ops
 from crpt.bench import pretrain as bench
 from crpt.bench.usual_pretrain import UsualModel, UsualTrainer
-from crpt.trainer import Trainer
+from crpt.pretrain.trainer import Trainer
 
 CONFIG = replace(small.PRETRAIN, batch_size=24, learning_rate=1e-4)
 

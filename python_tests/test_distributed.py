@@ -20,9 +20,9 @@ from crpt.distributed import ALONE, Team, launched_by_torchrun, own_device
 from crpt.encoder import Encoder
 from crpt.ops import conv_cpu
 from crpt.pretrain import pretrain
+from crpt.pretrain.trainer import Trainer
 from crpt.replay import ReplayBuffer
 from crpt.run_directory import RunDirectory
-from crpt.trainer import Trainer
 
 CPU = torch.device("cpu")
 HERE = Path(__file__).parent

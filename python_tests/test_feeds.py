@@ -8,8 +8,8 @@ import pytest
 import small
 import torch
 
-from crpt.feeds import ResidentFeed, StagingBuffers, ViewConfig, fits, frame_bytes, parts
-from crpt.streamed_feed import StreamedFeed
+from crpt.pretrain.feeds import ResidentFeed, StagingBuffers, ViewConfig, fits, frame_bytes, parts
+from crpt.pretrain.streamed_feed import StreamedFeed
 
 CPU = torch.device("cpu")
 DOMAINS = ("dot_blue", "dot_red")

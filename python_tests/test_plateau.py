@@ -5,8 +5,8 @@ import pytest
 import small
 import torch
 
-from crpt.plateau import READINGS, Plateau, PlateauWarning
 from crpt.pretrain import pretrain
+from crpt.pretrain.plateau import READINGS, Plateau, PlateauWarning
 from crpt.run_directory import RunDirectory
 
 STUCK = replace(

@@ -11,8 +11,8 @@ import crpt.pretrain
 from crpt.encoder import Encoder, initial_encoder
 from crpt.interrupt import Interrupted
 from crpt.ops import conv_cpu
-from crpt.plateau import PlateauWarning
 from crpt.pretrain import DivergenceError, Trainer, pretrain
+from crpt.pretrain.plateau import PlateauWarning
 from crpt.run_directory import CheckpointError, ConfigMismatchError, RunDirectory
 
 

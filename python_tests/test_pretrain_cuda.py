@@ -11,13 +11,13 @@ import rounded_encoder
 import small
 import torch
 
-import crpt.trainer
+import crpt.pretrain.trainer
 from crpt.byte_encoder import project_bytes
 from crpt.encoder import Encoder, EncoderConfig
 from crpt.pretrain import DivergenceError, Trainer, pretrain
+from crpt.pretrain.streamed_feed import StreamedFeed
+from crpt.pretrain.update_graph import WARM_UP
 from crpt.run_directory import RunDirectory
-from crpt.streamed_feed import StreamedFeed
-from crpt.update_graph import WARM_UP
 
 pytestmark = pytest.mark.cuda
 
@@ -98,7 +98,7 @@ def test_auto_is_bf16_and_follows_fp32(buffer):
 
 def test_frames_that_do_not_fit_are_streamed_to_the_same_losses(buffer, monkeypatch):
     resident = run(trainer(CONFIG, buffer))
-    monkeypatch.setattr(crpt.trainer, "fits", lambda *_: False)
+    monkeypatch.setattr(crpt.pretrain.trainer, "fits", lambda *_: False)
     streamed = trainer(CONFIG, buffer)
     assert isinstance(streamed.feed, StreamedFeed)
     run(streamed, 2 * WARM_UP)

@@ -14,17 +14,17 @@ from test_pretrain import assert_same_encoder, run_all, stop_after
 from crpt import commands
 from crpt.config import PretrainConfig, Stages
 from crpt.encoder import Encoder
-from crpt.feeds import ViewConfig
 from crpt.interrupt import Interrupted
 from crpt.measures import effective_rank, prototypes_in_use
 from crpt.objectives.crptpro import CRPTPro
-from crpt.plateau import Plateau
 from crpt.pretrain import Trainer
-from crpt.pretrain_input import largest_batch
-from crpt.pretrain_log import distances, of_domain
+from crpt.pretrain.feeds import ViewConfig
+from crpt.pretrain.inputs import largest_batch
+from crpt.pretrain.log import distances, of_domain
+from crpt.pretrain.plateau import Plateau
+from crpt.pretrain.streamed_feed import StreamedFeed
+from crpt.pretrain.update_graph import WARM_UP
 from crpt.run_directory import ConfigMismatchError, RunDirectory
-from crpt.streamed_feed import StreamedFeed
-from crpt.update_graph import WARM_UP
 
 CPU = torch.device("cpu")
 OBJECTIVES = ["crptpro", "atc", "byol", "autoencoder"]

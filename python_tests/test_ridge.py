@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from crpt.ridge import held_out_accuracy, held_out_predictions, held_out_r2
+from crpt.probe.ridge import held_out_accuracy, held_out_predictions, held_out_r2
 
 
 @pytest.fixture

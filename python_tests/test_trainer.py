@@ -14,7 +14,7 @@ from crpt.distributed import Team
 from crpt.encoder import Encoder, EncoderConfig
 from crpt.ops import conv_cpu, reference
 from crpt.pretrain import Trainer
-from crpt.pretrain_input import precision_on
+from crpt.pretrain.inputs import precision_on
 
 # No number is a default: one that is written into the code instead of read shows.
 CONFIG = replace(

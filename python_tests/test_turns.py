@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 import small
 
-from crpt.feeds import parts
-from crpt.turns import Turns, smooth_round_robin
-from crpt.weights import in_lowest_terms
+from crpt.config.weights import in_lowest_terms
+from crpt.pretrain.feeds import parts
+from crpt.pretrain.turns import Turns, smooth_round_robin
 
 
 def turns(weights, names="abc", batches="alternate", **changes):

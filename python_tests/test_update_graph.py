@@ -12,8 +12,8 @@ import small
 import torch
 
 from crpt.pretrain import Trainer
-from crpt.update_graph import WARM_UP, CaptureWarning, UpdateGraphs
-from crpt.watch import FiniteWatch
+from crpt.pretrain.update_graph import WARM_UP, CaptureWarning, UpdateGraphs
+from crpt.pretrain.watch import FiniteWatch
 
 CPU = torch.device("cpu")
 

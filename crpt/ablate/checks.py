@@ -8,7 +8,7 @@ from typing import Any
 
 from crpt.ablate.studies import Variant
 from crpt.config import Stages
-from crpt.pretrain_input import check_counts
+from crpt.pretrain.inputs import check_counts
 from crpt.replay import ReplayBuffer
 
 

@@ -14,7 +14,7 @@ from crpt.ablate.studies import Variant
 from crpt.config import ProbeConfig
 from crpt.encoder import Encoder, initial_encoder
 from crpt.pretrain import STAGE as PRETRAIN
-from crpt.pretrain_input import dataset_identity
+from crpt.pretrain.inputs import dataset_identity
 from crpt.probe import probe, to_json
 from crpt.replay import ReplayBuffer
 from crpt.run_directory import RunDirectory

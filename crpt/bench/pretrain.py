@@ -33,9 +33,9 @@ from crpt.bench.usual_pretrain import UsualModel, UsualReplay, UsualTrainer
 from crpt.config import PretrainConfig
 from crpt.files import replace_file
 from crpt.memory import keep_freed_memory
+from crpt.pretrain.trainer import Trainer
+from crpt.pretrain.update_graph import WARM_UP as RECORDED
 from crpt.replay import DomainSpec, ReplayBuffer
-from crpt.trainer import Trainer
-from crpt.update_graph import WARM_UP as RECORDED
 
 SCHEMA = 1
 DISTURBED = 0.1  # cores that others may take before a row's figures are marked

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from crpt.config import Stages
 from crpt.encoder import EncoderConfig, feature_map_size
-from crpt.pretrain_input import largest_batch
+from crpt.pretrain.inputs import largest_batch
 from crpt.stages import (
     Context,
     collect_stage,

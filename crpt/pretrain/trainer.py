@@ -17,15 +17,15 @@ from crpt.byte_encoder import bytes_are_faster
 from crpt.config import PretrainConfig
 from crpt.distributed import ALONE, Team
 from crpt.encoder import EncoderConfig, initial_encoder, on_device
-from crpt.feeds import Domains, Feed, Part, ResidentFeed, ViewConfig, fits, whole
 from crpt.measures import effective_rank
 from crpt.objectives import Losses, build
-from crpt.pretrain_input import check_sizes, frame_geometry, precision_on
+from crpt.pretrain.feeds import Domains, Feed, Part, ResidentFeed, ViewConfig, fits, whole
+from crpt.pretrain.inputs import check_sizes, frame_geometry, precision_on
+from crpt.pretrain.streamed_feed import StreamedFeed
+from crpt.pretrain.turns import Turns
+from crpt.pretrain.update_graph import CudaRecorder, Recorder, UpdateGraphs
+from crpt.pretrain.watch import FiniteWatch
 from crpt.replay import ReplayBuffer
-from crpt.streamed_feed import StreamedFeed
-from crpt.turns import Turns
-from crpt.update_graph import CudaRecorder, Recorder, UpdateGraphs
-from crpt.watch import FiniteWatch
 
 RANK_BATCH = 128
 

@@ -10,8 +10,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from crpt.config_checks import check_types
-from crpt.weights import check_weights
+from crpt.config.checks import check_types
+from crpt.config.weights import check_weights
 
 Objective = Literal["crptpro", "atc", "byol", "autoencoder"]
 

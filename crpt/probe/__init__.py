@@ -18,8 +18,8 @@ import crpt.ops
 from crpt.config import ProbeConfig
 from crpt.encoder import Encoder, on_device
 from crpt.measures import effective_rank, prototypes_in_use, temporal_retrieval
+from crpt.probe.ridge import held_out_accuracy, held_out_r2, varying
 from crpt.replay import ReplayBuffer
-from crpt.ridge import held_out_accuracy, held_out_r2, varying
 
 BATCH = 256
 # Of h, whose 39,200 dimensions would take a probe minutes, this many random projections are probed:
@@ -269,9 +269,3 @@ def _prototypes_in_use(encoder: Encoder, z: Tensor, device: str) -> int:
     if len(encoder.prototypes) == 0:
         return 0
     return prototypes_in_use(crpt.ops.prototype_similarity(z.to(device), encoder.prototypes))
-
-
-if __name__ == "__main__":
-    from crpt.commands import run
-
-    run("probe")

@@ -16,17 +16,17 @@ import crpt
 from crpt.config import PretrainConfig
 from crpt.distributed import ALONE, Team, lost_processes_named
 from crpt.encoder import Encoder, has_encoder
-from crpt.feeds import Domains
 from crpt.interrupt import Interrupted, StopRequest
 from crpt.model_card import write_card
 from crpt.objectives import Losses
-from crpt.plateau import Plateau
-from crpt.pretrain_input import dataset_identity, warn_of_left_out_namesakes
-from crpt.pretrain_log import Line, Turn, distances, lines, of_all
+from crpt.pretrain.feeds import Domains
+from crpt.pretrain.inputs import dataset_identity, warn_of_left_out_namesakes
+from crpt.pretrain.log import Line, Turn, distances, lines, of_all
+from crpt.pretrain.plateau import Plateau
+from crpt.pretrain.trainer import Trainer
 from crpt.replay import ReplayBuffer
 from crpt.replay.together import name_of
 from crpt.run_directory import CheckpointError, RunDirectory, plain
-from crpt.trainer import Trainer
 
 STAGE = "pretrain"
 
@@ -288,9 +288,3 @@ def _divergence(trainer: Trainer, what: str) -> DivergenceError:
         f"{what}, in round {trainer.round}; the last checkpoint is kept. A run keeps its config, "
         f"so begin another one, in a new --run-dir, with {remedy}."
     )
-
-
-if __name__ == "__main__":
-    from crpt.commands import run
-
-    run("pretrain")

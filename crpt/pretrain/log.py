@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from crpt.distributed import Team
-from crpt.feeds import Domains
 from crpt.measures import (
     assignment_perplexity,
     effective_rank,
@@ -19,7 +18,8 @@ from crpt.measures import (
 )
 from crpt.objectives import Losses
 from crpt.objectives.crptpro import CRPTPro
-from crpt.trainer import Trainer
+from crpt.pretrain.feeds import Domains
+from crpt.pretrain.trainer import Trainer
 
 Line = dict[str, float]
 

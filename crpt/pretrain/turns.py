@@ -6,8 +6,8 @@ import itertools
 from collections.abc import Iterator, Sequence
 
 from crpt.config import PretrainConfig
-from crpt.feeds import Domains
-from crpt.weights import in_lowest_terms
+from crpt.config.weights import in_lowest_terms
+from crpt.pretrain.feeds import Domains
 
 
 def smooth_round_robin(weights: Sequence[int]) -> Iterator[int]:

@@ -12,9 +12,9 @@ from crpt.byte_encoder import bytes_are_faster
 from crpt.config import PretrainConfig
 from crpt.distributed import Team
 from crpt.encoder import Encoder
+from crpt.pretrain.turns import Turns
 from crpt.replay import ReplayBuffer
 from crpt.replay.together import name_of
-from crpt.turns import Turns
 
 _log = logging.getLogger(__name__)
 

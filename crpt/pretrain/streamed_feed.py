@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crpt.feeds import AHEAD, Domains, Feed, StagingBuffers, ViewConfig, whole
 from crpt.ops import frame_stack
+from crpt.pretrain.feeds import AHEAD, Domains, Feed, StagingBuffers, ViewConfig, whole
 from crpt.replay import ReplayBuffer
 
 # Batches on the device: one in use, one that arrives.
