@@ -333,11 +333,10 @@ Preset = Literal["quick", "paper", "best"]
 PRESETS: dict[Preset, Stages] = {
     "paper": Stages(),
     # The paper's data and sizes; of the algorithm, what its ablation (python -m crpt.ablate
-    # components) found to give more.
+    # components) found to give more by more than seeds differ.
     "best": Stages(
         pretrain=PretrainConfig(
             learning_rate=9e-4,
-            schedule="cosine",
             embedding_norm="batch",
         ),
         finetune=FinetuneConfig(embedding_statistics="task"),
