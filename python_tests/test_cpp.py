@@ -40,7 +40,10 @@ def build_and_test(build: Path, *options: str) -> None:
     configure = ["-DCRPT_BUILD_TESTS=ON", "-DCRPT_BUILD_PYTHON=OFF", "-DCRPT_CUDA=OFF"]
     run(cmake, "-S", str(ROOT), "-B", str(build), *generator, *configure, *options)
     run(cmake, "--build", str(build), "--parallel")
-    run(ctest, "--test-dir", str(build), "--output-on-failure", "--no-tests=error")
+    run(
+        ctest, "--test-dir", str(build), "--parallel", "2", "--output-on-failure",
+        "--no-tests=error",
+    )  # fmt: skip
 
 
 def test_cpp(tmp_path: Path) -> None:
