@@ -296,6 +296,21 @@ def test_of_more_play_than_is_asked_for_that_is_trained_on(monkeypatch, tmp_path
     assert row["z_unseen"] == row["z_domains"]["dot_green"]
 
 
+@pytest.mark.parametrize("study", [alpha, components, objectives])
+def test_all_variants_are_trained_on_the_domains_that_are_asked_for(study):
+    asked = replace(STAGES.pretrain, domains=("dot_red", "dot_blue"), weights=(1, 2))
+    configs = [variant.config for variant in study(replace(STAGES, pretrain=asked))]
+    assert {config.domains for config in configs} == {("dot_red", "dot_blue")}
+    assert {config.weights for config in configs} == {(1, 2)}
+
+
+def test_a_domain_that_is_named_twice_keeps_both_weights():
+    asked = replace(STAGES.pretrain, domains=("dot_red", "dot_blue", "dot_blue"), weights=(1, 2, 3))
+    together = single(replace(STAGES, pretrain=asked))[-1].config
+    weights = dict(zip(together.domains, together.weights, strict=True))
+    assert weights["dot_blue"] == 5 * weights["dot_red"]
+
+
 def test_a_domain_that_is_trained_on_is_not_unseen(monkeypatch, tmp_path):
     """Also where --probe.unseen names it; and one that a variant leaves out is."""
     stages = replace(STAGES, probe=replace(STAGES.probe, unseen=("dot_blue", "dot_green")))
@@ -316,6 +331,7 @@ def test_more_unseen_domains_are_probed_without_training_again(context, monkeypa
     more = replace(STAGES, probe=replace(STAGES.probe, unseen=("dot_green", "dot_white")))
     (again,) = running.run_study(variants, more, context, seeds=(0,), jobs=1)
     assert again["z_domains"] == row["z_domains"] | {"dot_white": again["z_domains"]["dot_white"]}
+    assert again["pretrain_seconds"] == row["pretrain_seconds"] > 0
     assert study(variants, context)[0]["z_unseen"] == row["z_unseen"]
 
 

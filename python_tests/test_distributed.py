@@ -138,8 +138,7 @@ def test_shares_of_a_batch_train_like_the_whole_of_it(
 @pytest.mark.parametrize("batches", ["alternate", "mixed"])
 def test_float32_is_shared_like_float64_within_its_rounding(dataset, tmp_path, batches):
     _, _, pairs = alone_and_together(dataset, tmp_path, batches=batches, learning_rate=1e-5)
-    check_lines(pairs[:1], within=1e-5)  # before the first step of Adam
-    check_lines(pairs, within=1e-4)
+    check_lines(pairs, within=1e-5)
 
 
 @pytest.mark.slow
@@ -151,7 +150,7 @@ def test_bf16_is_shared_within_its_rounding(dataset, tmp_path, batches):
     )
     for mine, theirs in pairs:
         for key in ("loss", "distance_from_trivial"):
-            assert theirs[key] == pytest.approx(mine[key], rel=0, abs=2e-2), mine["step"]
+            assert theirs[key] == pytest.approx(mine[key], rel=0, abs=1e-2), mine["step"]
         assert theirs["effective_rank"] == pytest.approx(mine["effective_rank"], rel=1e-2)
 
 

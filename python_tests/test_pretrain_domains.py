@@ -17,11 +17,11 @@ from crpt.encoder import Encoder
 from crpt.interrupt import Interrupted
 from crpt.measures import effective_rank, prototypes_in_use
 from crpt.objectives.crptpro import CRPTPro
-from crpt.pretrain import Trainer
+from crpt.pretrain import Trainer, _ranks
 from crpt.pretrain.feeds import ViewConfig
 from crpt.pretrain.inputs import largest_batch
 from crpt.pretrain.log import distances, of_domain
-from crpt.pretrain.plateau import Plateau
+from crpt.pretrain.plateau import RANK, Plateau
 from crpt.pretrain.streamed_feed import StreamedFeed
 from crpt.pretrain.update_graph import WARM_UP
 from crpt.run_directory import ConfigMismatchError, RunDirectory
@@ -59,6 +59,19 @@ def test_the_figures_of_the_domains_make_those_of_their_mixed_batch(buffer, obje
     if objective != "autoencoder":
         together = (5 * blue.distance + 12 * red.distance) / 17
         torch.testing.assert_close(together, losses.distance, atol=1e-5, rtol=1e-5)
+
+
+def test_a_domain_of_few_rows_is_not_called_collapsed(buffer):
+    config = mixed(domains=("dot_red", "dot_blue"), weights=(1, 7))
+    trainer = Trainer(config, buffer, seed=0, device=CPU)
+    names = trainer.turns.names
+    losses = trainer.update(names)
+    figures = {
+        name: {"effective_rank": effective_rank(of_domain(trainer, names, losses, name).z)}
+        for name in names
+    }
+    assert figures["dot_red"]["effective_rank"] < RANK  # two rows cannot have more
+    assert _ranks(trainer, figures).keys() == {"dot_blue"}
 
 
 def test_a_collapsed_domain_shows_beside_one_that_is_not(buffer):

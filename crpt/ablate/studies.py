@@ -93,6 +93,8 @@ def components(stages: Stages) -> list[Variant]:
         PRESETS["paper"].pretrain,
         rounds=base.rounds,
         batch_size=base.batch_size,
+        domains=base.domains,
+        weights=base.weights,
         precision=base.precision,
         log_every=base.log_every,
         checkpoint_every=base.checkpoint_every,
@@ -122,12 +124,15 @@ def _turns(stages: Stages) -> tuple[str, ...]:
 
 
 def _trained_on(stages: Stages, names: tuple[str, ...]) -> PretrainConfig:
-    """As many updates as all domains together get."""
+    """As many updates as all domains together get; of one that is named twice, by both weights."""
     base, turns = stages.pretrain, _turns(stages)
     rounds = round(base.rounds * len(turns) / len(names))
-    weights = dict(zip(turns, base.weights, strict=False))
-    known = tuple(weights[name] for name in names if name in weights)
-    return replace(base, domains=names, weights=known, rounds=rounds)
+    weights: dict[str, float] = {}
+    if base.weights:
+        for name, weight in zip(turns, base.weights, strict=True):
+            weights[name] = weights.get(name, 0) + weight
+    own = tuple(weights[name] for name in names if name in weights)
+    return replace(base, domains=names, weights=own, rounds=rounds)
 
 
 STUDIES: dict[str, Study] = {

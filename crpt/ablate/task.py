@@ -74,6 +74,7 @@ def train_and_probe(task: Task) -> dict[str, Any]:
 def _measure(task: Task, run: RunDirectory) -> dict[str, Any]:
     """Train and probe; leaves probe.json, and what else is to be told of the run."""
     torch.set_num_threads(task.threads)
+    before: dict[str, Any] = run.read_json(FIGURES) or {}
     context = Context(run, task.seed, task.device, progress=False, dataset=task.dataset)
     context.claim("probe", task.probe)
     begun = time.monotonic()
@@ -99,7 +100,8 @@ def _measure(task: Task, run: RunDirectory) -> dict[str, Any]:
         "seed": task.seed,
         "trained_on": encoder.metadata["domains"],
         "updates": encoder.metadata["updates"],
-        "pretrain_seconds": round(trained - begun, 1),
+        # Trained already, it would take no time now.
+        "pretrain_seconds": before.get("pretrain_seconds", round(trained - begun, 1)),
         "probe_seconds": round(time.monotonic() - trained, 1),
         **_logged(run),
     }

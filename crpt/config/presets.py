@@ -17,8 +17,9 @@ Preset = Literal["quick", "paper", "best"]
 
 PRESETS: dict[Preset, Stages] = {
     "paper": Stages(),
-    # The paper's data and sizes; of the algorithm, what its ablation (python -m crpt.ablate
-    # components) found to give more by more than seeds differ.
+    # The paper's data and sizes; of pre-training, what its ablation (python -m crpt.ablate
+    # components) found to give more by more than seeds differ. Fine-tuning standardises z by the
+    # task's own random steps, as quick does.
     "best": Stages(
         pretrain=PretrainConfig(
             learning_rate=9e-4,

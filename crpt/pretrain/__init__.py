@@ -22,7 +22,7 @@ from crpt.objectives import Losses
 from crpt.pretrain.feeds import Domains
 from crpt.pretrain.inputs import dataset_identity, warn_of_left_out_namesakes
 from crpt.pretrain.log import Line, Turn, distances, lines, of_all
-from crpt.pretrain.plateau import Plateau
+from crpt.pretrain.plateau import FEWEST_ROWS, Plateau
 from crpt.pretrain.trainer import Trainer
 from crpt.replay import ReplayBuffer
 from crpt.replay.together import name_of
@@ -119,8 +119,7 @@ def pretrain(
                         run.log(STAGE, trainer.round, domain=name, **line)
                     for name, rate in pace.since_last().items():
                         run.log_speed(STAGE, trainer.round, domain=name, updates_per_second=rate)
-                    ranks = {name: line["effective_rank"] for name, line in figures.items()}
-                    plateau.check(trainer.round, ranks, _perplexities(figures))
+                    plateau.check(trainer.round, _ranks(trainer, figures), _perplexities(figures))
                 mean = sum(line["distance_from_trivial"] for line in figures.values())
                 bar.set_postfix(distance=f"{mean / len(figures):.3f}")
             stopping = team.any(stop.requested)
@@ -159,6 +158,15 @@ class _Pace:
         rates = {domain: round(n / seconds, 2) for domain, n in self._updates.items()}
         self._then, self._updates = now, dict.fromkeys(self._updates, 0)
         return rates
+
+
+def _ranks(trainer: Trainer, figures: dict[str, Line]) -> dict[str, float]:
+    """Of z, where there are rows enough for a rank that tells healthy embeddings from collapsed."""
+    return {
+        name: line["effective_rank"]
+        for name, line in figures.items()
+        if trainer.rows_of(name) >= FEWEST_ROWS
+    }
 
 
 def _perplexities(figures: dict[str, Line]) -> dict[str, float]:

@@ -100,7 +100,10 @@ def largest_batch(config: PretrainConfig, transitions: Mapping[str, int]) -> int
         return min(transitions.values())
     turns = Turns(config, tuple(transitions))
     total = sum(turns.weights)
-    return min(n * total // turns.weight_of(domain) for domain, n in transitions.items())
+    return min(
+        transitions[domain] * total // turns.weight_of(domain)
+        for domain in dict.fromkeys(turns.names)
+    )
 
 
 def warn_of_left_out_namesakes(config: PretrainConfig, buffer: ReplayBuffer) -> None:

@@ -20,6 +20,8 @@ DISTANCE = 0.01
 DISTANCE_OF_UNIFORM = 0.1
 # Embeddings of a lower effective rank lie on a line, or in a point.
 RANK = 1.5
+# So few rows of a mixed batch have a low rank whatever they are: at most one less than there are.
+FEWEST_ROWS = 8
 # Codes whose perplexity is this share of M are as good as uniform.
 UNIFORM = 0.9
 # A run that leaves the plateau has left it after about 50 updates; before, nobody can tell.

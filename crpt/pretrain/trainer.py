@@ -149,6 +149,12 @@ class Trainer:
         """The rows of each in a batch of them."""
         return self._views().parts(domains)
 
+    def rows_of(self, domain: str) -> int:
+        """Of the domain in one of its batches."""
+        if not self.turns.mixed:
+            return self.config.batch_size
+        return sum(p.end - p.begin for p in self.parts(self.turns.names) if p.domain == domain)
+
     def sample(self, domains: Domains) -> tuple[Tensor, Tensor]:
         """obs and next_obs, shifted, [B, K*C, H, W], bytes or floats in [0, 1], shares of the
         domains; of a team, this process's rows of them."""
