@@ -253,6 +253,7 @@ def _load_encoder(context: Context, *needed: str) -> Encoder:
     if context.encoder is not None:
         given = Encoder.from_pretrained(context.encoder)
         if not has_encoder(own):
+            write_card(given, own)
             given.save_pretrained(own)
         elif not _same_weights(given, Encoder.from_pretrained(own)):
             raise ConfigMismatchError(

@@ -11,9 +11,7 @@ import numpy as np
 import pytest
 from toy_episodes import SIZE, directory, episode, imported, load, require_whole, save
 
-from crpt.dataset import (
-    EpisodeFileError,
-)
+from crpt.dataset import EpisodeFileError, import_episodes
 from crpt.replay import DatasetError, ReplayBuffer
 
 
@@ -151,3 +149,9 @@ def test_no_episodes_no_directory_or_another_recording(tmp_path):
         writer.append(np.zeros((3, SIZE, SIZE), np.uint8), [0, 0], 0, 1, last=True)
     with pytest.raises(DatasetError, match="holds 1 episodes that were not imported"):
         imported(tmp_path / "ds", tmp_path / "npz")
+
+
+def test_no_source_is_told(tmp_path):
+    with pytest.raises(ValueError, match=r"sources should be at least one directory .* got none"):
+        import_episodes(tmp_path / "data", [], domain="walker_walk")
+    assert not (tmp_path / "data").exists()

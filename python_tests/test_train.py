@@ -208,6 +208,9 @@ def test_an_encoder_is_adopted_once_and_never_exchanged(finished, tmp_path):
     finetune_stage(c, small.FINETUNE)
     own = Encoder.from_pretrained(tmp_path / "run")
     assert own.metadata == Encoder.from_pretrained(path).metadata
+    assert (
+        "# Visual encoder for control" in (tmp_path / "run" / "encoder" / "README.md").read_text()
+    )
     evaluate_stage(context(tmp_path / "run"), small.STAGES.evaluate, small.FINETUNE)
     with torch.no_grad():
         own.projector.weight.mul_(2)

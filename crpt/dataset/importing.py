@@ -64,6 +64,7 @@ def import_episodes(
         progress: whether to show a bar.
 
     Raises:
+        ValueError: no source.
         EpisodeFileError: a file is broken, or not like the others; those before it are imported.
         DatasetFullError: the disk has no room for all of them; nothing was written, unless it
             filled up meanwhile.
@@ -71,7 +72,10 @@ def import_episodes(
     """
     dataset = Path(dataset)
     check_names([domain])
-    files = find(Path(source) for source in sources)
+    directories = [Path(source) for source in sources]
+    if not directories:
+        raise ValueError("sources should be at least one directory of .npz files, got none")
+    files = find(directories)
     first = EpisodeFile(files[0])
     buffer = _open(dataset, domain, first.spec, dict(metadata or {}))
     done = Imported()
