@@ -2,8 +2,8 @@
 // allocates.
 //
 // Addresses come as integers (Tensor.data_ptr()), dtypes as the index of DType. The GIL is released
-// while a kernel runs, and while memory is taken or emptied. A value that a kernel refuses becomes a
-// ValueError that names it.
+// while a kernel runs, and while memory is taken or emptied. A value that a kernel refuses becomes
+// a ValueError that names it.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -338,8 +338,8 @@ void knn_distance_backward(Address grad, Address queries, int64_t query_stride, 
   raise_if_bad(bad);
 }
 
-// Memory of the pool as a buffer. Tensors made of it keep it alive; it goes back with the last. That
-// keeps the GIL: a destructor may run where no other thread should, and unmapping takes some
+// Memory of the pool as a buffer. Tensors made of it keep it alive; it goes back with the last.
+// That keeps the GIL: a destructor may run where no other thread should, and unmapping takes some
 // microseconds for each huge page.
 class Pages {
  public:
