@@ -6,7 +6,7 @@ from torch import Tensor
 
 from crpt.ops import arguments, checks
 from crpt.ops.autograd import call, differentiable_once, fake, gradient
-from crpt.ops.checks import compute_dtype
+from crpt.ops.conditions import compute_dtype
 
 
 def intrinsic_loss(prototypes: Tensor, offset: float = 1.5) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from crpt.ops import arguments, checks
 from crpt.ops.autograd import call, differentiable_once, fake, gradient
-from crpt.ops.checks import compute_dtype
+from crpt.ops.conditions import compute_dtype
 
 
 def knn_distance(queries: Tensor, keys: Tensor, k: int) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from crpt.ops.checks import compute_dtype
+from crpt.ops.conditions import compute_dtype
 from crpt.ops.reference import LOWEST_LOG_KERNEL
 
 _BITS = {torch.float32: torch.int32, torch.float64: torch.int64}

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from crpt.ops import checks, cpu_memory, direct
-from crpt.ops.checks import compute_dtype
 from crpt.ops.compiled import _cpu
+from crpt.ops.conditions import compute_dtype
 from crpt.ops.gemm import matmul, scaled
 from crpt.ops.layout import memory_format, pixel_planes
 

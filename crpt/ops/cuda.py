@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from crpt.ops import checks, direct
-from crpt.ops.checks import compute_dtype
+from crpt.ops.conditions import compute_dtype
 from crpt.ops.gemm import matmul, scaled
 from crpt.ops.layout import dense_rows, memory_format
 

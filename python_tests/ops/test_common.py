@@ -14,7 +14,7 @@ import torch
 from operator_samples import FLOATS, LARGE, SAMPLES, Sample
 from torch import Tensor
 
-from crpt.ops.checks import compute_dtype
+from crpt.ops.conditions import compute_dtype
 
 samples = pytest.mark.parametrize("sample", SAMPLES, ids=str)
 differentiable = pytest.mark.parametrize(
