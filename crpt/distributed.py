@@ -4,6 +4,7 @@ crpt.pretrain`)."""
 from __future__ import annotations
 
 import os
+import pickle
 import re
 import signal
 import threading
@@ -54,16 +55,18 @@ class Team:
 
     def lead(self, work: Callable[[], None]) -> None:
         """Let the process that leads do this; the others wait, and raise what it raises."""
-        outcome: list[Exception | None] = [None]
+        own: Exception | None = None
         if self.leads:
             try:
                 work()
             except Exception as error:
-                outcome = [error]
+                own = error
+        told = [None if own is None else _sendable(own)]
         if self.control is not None:
-            dist.broadcast_object_list(outcome, group=self.control)
-        if outcome[0] is not None:
-            raise outcome[0]
+            dist.broadcast_object_list(told, group=self.control)
+        failed = own or told[0]
+        if failed is not None:
+            raise failed
 
     def require_same(self, values: Mapping[str, object], remedy: str) -> None:
         """ValueError in every process unless each of the named values is the same in all."""
@@ -99,6 +102,15 @@ class Team:
         parts = [torch.empty_like(x) for _ in range(self.size)]
         dist.all_gather(parts, x.detach().contiguous(), group=self.group)
         return torch.cat(parts)
+
+
+def _sendable(error: Exception) -> Exception:
+    """The error, or what it says where it cannot be sent to other processes."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 ALONE = Team()

@@ -97,10 +97,12 @@ def test_waiting_ends_when_others_are_idle_or_patience_does(monkeypatch):
     monkeypatch.setattr(OtherLoad, "cores", lambda self: next(loads))
     wait_until_idle(0.1, patience=60.0, window=0.0)
     assert next(loads, None) is None
-    monkeypatch.setattr(OtherLoad, "cores", lambda self: 0.9)
+    looks: list[float] = []
+    monkeypatch.setattr(OtherLoad, "cores", lambda self: looks.append(0.9) or 0.9)
     begun = time.monotonic()
     wait_until_idle(0.1, patience=0.05, window=0.02)
     assert time.monotonic() - begun >= 0.05
+    assert 1 <= len(looks) <= 4  # each takes 0.02 s at least
     monkeypatch.setattr(OtherLoad, "cores", lambda self: pytest.fail("looked without patience"))
     wait_until_idle(0.1, patience=0.0)
 

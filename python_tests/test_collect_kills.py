@@ -195,7 +195,7 @@ def test_ctrl_c_ends_quietly(tmp_path):
         os.killpg(process.pid, signal.SIGINT)
 
     assert run_and_kill(process, path, 50, ctrl_c)
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=10)
     assert stderr.count("Traceback") == 1, stderr  # the script's own, not its workers'
     assert stderr.rstrip().endswith("KeyboardInterrupt")
     assert transitions_on_disk(path) >= 50

@@ -16,7 +16,7 @@ import pytest
 import small
 import torch
 
-from crpt.distributed import ALONE, Team, launched_by_torchrun, own_device
+from crpt.distributed import ALONE, Team, _sendable, launched_by_torchrun, own_device
 from crpt.encoder import Encoder
 from crpt.ops import conv_cpu
 from crpt.pretrain import pretrain
@@ -304,3 +304,12 @@ def test_each_process_takes_the_gpu_of_its_number_unless_one_was_named(monkeypat
     assert own_device(torch.device("cuda")) == torch.device("cuda:1")
     assert own_device(torch.device("cuda:3")) == torch.device("cuda:3")
     assert own_device(torch.device("cpu")) == torch.device("cpu")
+
+
+def test_an_error_that_cannot_be_sent_is_told_in_words():
+    class Local(Exception):
+        """Of a class that another process cannot find."""
+
+    assert repr(_sendable(Local("no room"))) == repr(RuntimeError("Local: no room"))
+    error = ValueError("no room")
+    assert _sendable(error) is error
