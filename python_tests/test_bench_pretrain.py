@@ -44,17 +44,13 @@ def usual_like(trainer: Trainer) -> UsualTrainer:
 def test_its_views_are_those_of_the_operator(buffer):
     replay = bench.usual_replay(buffer, CONFIG.frame_stack)
     rng = np.random.default_rng(0)
-    chosen = rng.integers(len(replay.index), size=9)
+    chosen = rng.integers(len(replay), size=9)
     shifts = rng.integers(0, 5, size=(2, 9, 2))
-    frames = torch.from_numpy(replay.frames)
-    for views, index, shift in zip(
-        replay.views(chosen, shifts, pad=2),
-        (replay.index[chosen], replay.next_index[chosen]),
-        shifts - 2,
-        strict=True,
+    for views, stacks, shift in zip(
+        replay.views(chosen, shifts, pad=2), (replay.obs, replay.next_obs), shifts - 2, strict=True
     ):
-        expected = ops.frame_stack(
-            frames, torch.from_numpy(index), torch.from_numpy(shift), 2, torch.float32
+        expected = ops.random_shift(
+            torch.from_numpy(stacks[chosen]).float() / 255, 2, torch.from_numpy(shift)
         )
         torch.testing.assert_close(views, expected)
 
@@ -62,7 +58,7 @@ def test_its_views_are_those_of_the_operator(buffer):
 def test_its_transitions_are_those_of_the_buffer(buffer):
     replay = bench.usual_replay(buffer, CONFIG.frame_stack)
     slots = buffer.indices(bench.DOMAIN)
-    assert len(slots) == len(replay.index) == 200
+    assert len(slots) == len(replay) == 200
     batch = buffer.gather(bench.DOMAIN, slots, pad=0, dtype=torch.float32)
     everything = np.arange(len(slots))
     obs, next_obs = replay.views(everything, np.zeros((2, len(slots), 2), np.int64), pad=0)

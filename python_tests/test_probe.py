@@ -14,7 +14,8 @@ from torch import Tensor
 
 from crpt import figures
 from crpt.encoder import Encoder, EncoderConfig
-from crpt.probe import SKETCH_DIM, probe, to_json
+from crpt.probe import probe, to_json
+from crpt.probe.knowledge import SKETCH_DIM
 from crpt.summary import probe_text
 
 SEEN = ("dot_red", "dot_blue")

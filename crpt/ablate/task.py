@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ import torch
 
 from crpt.ablate.studies import Variant
 from crpt.config import ProbeConfig
-from crpt.encoder import Encoder, initial_encoder
+from crpt.encoder import Encoder, EncoderConfig, initial_encoder
 from crpt.pretrain import STAGE as PRETRAIN
 from crpt.pretrain.inputs import dataset_identity
 from crpt.probe import probe, to_json
+from crpt.probe.knowledge import Knowledge, measure
 from crpt.replay import ReplayBuffer
 from crpt.run_directory import RunDirectory
 from crpt.stages import Context, pretrain_stage
@@ -85,7 +87,15 @@ def _measure(task: Task, run: RunDirectory) -> dict[str, Any]:
         task.probe,
         ReplayBuffer.open(task.probe_dataset),
         encoder,
-        initial_encoder(encoder.config, task.seed),
+        _known_at_init(
+            replace(encoder.config, prototypes=0),  # as the initial one has
+            task.seed,
+            task.probe,
+            task.probe_dataset,
+            task.probed,
+            encoder.frame_stack,
+            task.device,
+        ),
         seen=tuple(encoder.metadata["domains"]),
         domains=task.probed,
         device=task.device,
@@ -107,6 +117,28 @@ def _measure(task: Task, run: RunDirectory) -> dict[str, Any]:
     }
     run.write_json(FIGURES, figures | _probe_figures(run, task.probed))
     return figures
+
+
+@lru_cache(maxsize=8)
+def _known_at_init(
+    config: EncoderConfig,
+    seed: int,
+    probe_config: ProbeConfig,
+    dataset: Path,
+    domains: tuple[str, ...],
+    frame_stack: int,
+    device: str,
+) -> Knowledge:
+    """Most variants of a study begin with the same encoder."""
+    return measure(
+        probe_config,
+        ReplayBuffer.open(dataset),
+        initial_encoder(config, seed),
+        domains,
+        frame_stack=frame_stack,
+        device=device,
+        progress=False,
+    )
 
 
 def _probed(run: RunDirectory) -> set[str]:

@@ -288,8 +288,8 @@ def _replayed(trainer: Trainer) -> Callable[[], Phases]:
 
 def usual_update(config: PretrainConfig, buffer: ReplayBuffer, device: str) -> Callable[[], Phases]:
     replay, where = usual_replay(buffer, config.frame_stack), torch.device(device)
-    _, channels, size, _ = replay.frames.shape
-    model = UsualModel(channels * config.frame_stack, size, config).to(where)
+    _, channels, size, _ = replay.obs.shape
+    model = UsualModel(channels, size, config).to(where)
     trainer = UsualTrainer(model, config)
     rng = np.random.default_rng(0)
 
@@ -312,14 +312,16 @@ def usual_update(config: PretrainConfig, buffer: ReplayBuffer, device: str) -> C
 def usual_replay(buffer: ReplayBuffer, frame_stack: int) -> UsualReplay:
     """The same transitions, in numpy's hands."""
     frames = np.array(buffer.arrays(DOMAIN)["frames"])
-    index, next_index = [], []
+    _, c, h, w = frames.shape
+    obs, next_obs = [], []
     for slots in buffer.episodes(DOMAIN):
         # The episode's first frame stands in for those before it.
         padded = np.concatenate([np.repeat(slots[:1], frame_stack - 1), slots])
-        stacks = np.lib.stride_tricks.sliding_window_view(padded, frame_stack)
-        index.append(stacks[:-1])
-        next_index.append(stacks[1:])
-    return UsualReplay(frames, np.concatenate(index), np.concatenate(next_index))
+        index = np.lib.stride_tricks.sliding_window_view(padded, frame_stack)
+        stacks = frames[index].reshape(-1, frame_stack * c, h, w)
+        obs.append(stacks[:-1])
+        next_obs.append(stacks[1:])
+    return UsualReplay(np.concatenate(obs), np.concatenate(next_obs))
 
 
 def _cells(result: Result) -> list[str]:

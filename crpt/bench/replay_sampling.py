@@ -78,10 +78,9 @@ def _check(buffer: ReplayBuffer, domain: str) -> None:
     """Raises RuntimeError unless what is gathered are the frames that numpy finds."""
     slots = buffer.indices(domain)[:BATCH]
     batch = buffer.gather(domain, slots, pad=0)
-    chain = usual_chain(buffer, FRAME_STACK)
+    # Both in the order of the episodes.
     rows, zeros = np.arange(len(slots)), np.zeros((2, len(slots), 2), np.int64)
-    by_end = {int(index[-1]): i for i, index in enumerate(chain.next_index)}
-    obs, next_obs = chain.views(np.array([by_end[int(s)] for s in slots])[rows], zeros, 0)
+    obs, next_obs = usual_chain(buffer, FRAME_STACK).views(rows, zeros, 0)
     for name, mine, wanted in (("obs", batch.obs, obs), ("next_obs", batch.next_obs, next_obs)):
         if not torch.equal(mine, (wanted * 255).round().to(torch.uint8)):
             raise RuntimeError(f"{name} should be the stacked frames, got others: not timed")

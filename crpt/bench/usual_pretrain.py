@@ -15,17 +15,17 @@ from crpt.ops import reference
 
 
 class UsualReplay:
-    """Frames, and for every transition the frames of its two stacks."""
+    """The two stacks of every transition, each frame in as many of them as it is seen in."""
 
-    def __init__(
-        self, frames: NDArray[np.uint8], index: NDArray[np.int64], next_index: NDArray[np.int64]
-    ) -> None:
-        self.frames = frames  # [N, C, H, W]
-        self.index = index  # [T, K]
-        self.next_index = next_index  # [T, K]
+    def __init__(self, obs: NDArray[np.uint8], next_obs: NDArray[np.uint8]) -> None:
+        self.obs = obs  # [T, K*C, H, W]
+        self.next_obs = next_obs
+
+    def __len__(self) -> int:
+        return len(self.obs)
 
     def sample(self, batch_size: int, pad: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        chosen = rng.integers(len(self.index), size=batch_size)
+        chosen = rng.integers(len(self), size=batch_size)
         shifts = rng.integers(0, 2 * pad + 1, size=(2, batch_size, 2))
         return self.views(chosen, shifts, pad)
 
@@ -34,14 +34,13 @@ class UsualReplay:
     ) -> tuple[Tensor, Tensor]:
         """obs and next_obs, [B, K*C, H, W] in [0, 1]; shifts [2, B, 2] count from -pad."""
         return (
-            shifted(self.stacks(self.index[chosen]), shifts[0], pad),
-            shifted(self.stacks(self.next_index[chosen]), shifts[1], pad),
+            shifted(as_floats(self.obs[chosen]), shifts[0], pad),
+            shifted(as_floats(self.next_obs[chosen]), shifts[1], pad),
         )
 
-    def stacks(self, index: NDArray[np.int64]) -> Tensor:
-        stacked = self.frames[index]  # [B, K, C, H, W]
-        b, k, c, h, w = stacked.shape
-        return torch.from_numpy(stacked.reshape(b, k * c, h, w).astype(np.float32) / 255)
+
+def as_floats(pixels: NDArray[np.uint8]) -> Tensor:
+    return torch.from_numpy(pixels.astype(np.float32) / 255)
 
 
 def shifted(images: Tensor, shifts: NDArray[np.int64], pad: int) -> Tensor:
