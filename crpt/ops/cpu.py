@@ -222,10 +222,11 @@ def prototype_objective_cpu(
         grad_s = matmul(products.narrow(-2, 0, b), c)
         grad_e = _row_normalize_backward(grad_s, rows.narrow(-2, 0, b), norm)
     if of_prototypes:
-        # G^T s + w W^T C, each a sum of its own: one over B + M ends with the larger error.
+        # G^T s + w W C (W is symmetric), each a sum of its own: one over B + M ends with the larger
+        # error.
         grad_c = matmul(products.narrow(-2, 0, b).mT, rows.narrow(-2, 0, b))
         if intrinsic_weight > 0:
-            grad_c.add_(matmul(products.narrow(-2, b, m).mT, c))
+            grad_c.add_(matmul(products.narrow(-2, b, m), c))
     if grad_e is grad_c:
         grad_c = _empty((*leading, 0), compute)
     return loss, comparison, intrinsic, grad_e, grad_c
