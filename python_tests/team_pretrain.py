@@ -1,4 +1,4 @@
-"""Started by torchrun in tests: DATASET RUNS DTYPE CONFIG [--die | --slow-save]
+"""Started by torchrun in tests: DATASET RUNS DTYPE CONFIG [--die | --slow-save | --stream]
 
 CONFIG: in JSON, how small.PRETRAIN differs. Where {rank} is in a path, each process has files of
 its own.
@@ -14,6 +14,7 @@ from pathlib import Path
 import small
 import torch
 
+import crpt.pretrain.trainer
 from crpt import distributed
 from crpt.interrupt import Interrupted
 from crpt.pretrain import pretrain
@@ -43,6 +44,18 @@ def save_slowly() -> None:
     torch.save = slow
 
 
+def stream() -> None:
+    """Batches come as they do to a GPU that the frames do not fit on."""
+    make = Trainer.__init__
+    crpt.pretrain.trainer.fits = lambda *_: False
+
+    def with_feed(self, *args, **options):
+        make(self, *args, **options)
+        self.feed = self._feed()
+
+    Trainer.__init__ = with_feed
+
+
 def main() -> None:
     dataset, runs, dtype, differences, *flags = sys.argv[1:]
     torch.set_num_threads(1)
@@ -51,6 +64,8 @@ def main() -> None:
         die_in_round(5)
     if flags == ["--slow-save"]:
         save_slowly()
+    if flags == ["--stream"]:
+        stream()
     with distributed.join(torch.device("cpu")) as team:
         config = replace(small.PRETRAIN, **json.loads(differences))
         data, directory = dataset.format(rank=team.rank), runs.format(rank=team.rank)

@@ -86,11 +86,11 @@ def float64():
     torch.set_default_dtype(torch.float32)
 
 
-def alone_and_together(dataset, runs, **differences):
+def alone_and_together(dataset, runs, *flags, **differences):
     """An encoder trained by one process, one by two, and the pairs of their lines in the logs."""
     dtype = str(torch.get_default_dtype()).removeprefix("torch.")
     differences = DIFFERENCES | differences
-    together(2, str(dataset), str(runs), dtype, json.dumps(differences))
+    together(2, str(dataset), str(runs), dtype, json.dumps(differences), *flags)
     run, team_run = RunDirectory(runs / "alone"), RunDirectory(runs / "team")
     config = replace(small.PRETRAIN, **differences)
     alone = pretrain(config, ReplayBuffer.open(dataset), run, seed=0, progress=False)
@@ -132,6 +132,13 @@ def test_shares_of_a_batch_train_like_the_whole_of_it(
     check_lines(pairs, within=1e-9)
     for key, tensor in alone.state_dict().items():
         torch.testing.assert_close(team.state_dict()[key], tensor, atol=1e-8, rtol=1e-8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batches", ["alternate", "mixed"])
+def test_shares_are_streamed_where_the_frames_do_not_fit(float64, dataset, tmp_path, batches):
+    _, _, pairs = alone_and_together(dataset, tmp_path, "--stream", batches=batches)
+    check_lines(pairs, within=1e-9)
 
 
 @pytest.mark.slow

@@ -67,13 +67,28 @@ def test_batches_and_generator_are_those_of_sample(buffer, kind, batches, pad):
 
 
 @pytest.mark.parametrize("kind", ["resident", "streamed"])
-def test_a_rank_gathers_its_own_rows(buffer, kind):
-    sequence = SEQUENCES["mixed"]
-    own, other = torch.Generator().manual_seed(5), torch.Generator().manual_seed(5)
-    for rows in (slice(0, 2), slice(2, 5), slice(5, 7)):
-        other.set_state(own.get_state())
+@pytest.mark.parametrize("batches", ["alternate", "mixed"])
+def test_a_rank_gathers_its_own_rows(buffer, kind, batches):
+    sequence = SEQUENCES[batches]
+    for rows in (slice(0, 2), slice(2, 5), slice(5, 7)):  # of a mixed batch in one part, or in two
+        own, other = torch.Generator().manual_seed(5), torch.Generator().manual_seed(5)
         source = feed(kind, buffer, sequence, own, config(rows=rows))
-        assert_same(drawn(source, DOMAINS), expected(buffer, DOMAINS, other), rows)
+        for domains in sequence * 2:
+            assert_same(drawn(source, domains), expected(buffer, domains, other), rows)
+            assert torch.equal(own.get_state(), other.get_state())
+
+
+def test_a_rank_sends_no_more_than_its_rows(buffer, monkeypatch):
+    sent = []
+    send = StagingBuffers.send
+    monkeypatch.setattr(
+        StagingBuffers, "send", lambda self, to: (sent.append(to.numel()), send(self, to))
+    )
+    own = torch.Generator().manual_seed(5)
+    source = feed("streamed", buffer, [DOMAINS], own, config(rows=slice(2, 5)))
+    source.draw(DOMAINS)
+    source.close()
+    assert set(sent) == {2 * 3 * 9 * 20 * 20}
 
 
 def test_what_was_drawn_ahead_is_dropped_where_something_else_is_asked_for(buffer):

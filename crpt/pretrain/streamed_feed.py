@@ -24,7 +24,8 @@ _POLL_SECONDS = 0.1
 
 
 class StreamedFeed(Feed):
-    """uint8 batches through pinned memory, on a stream of their own while the device computes.
+    """uint8 batches, of a team this process's rows of them, through pinned memory, on a stream of
+    their own while the device computes.
 
     `sequence` is what will be asked for, over and over; or, where that is not how it goes on,
     `upcoming()` what follows the batch that is asked for now. Where something else is asked for, or
@@ -44,11 +45,12 @@ class StreamedFeed(Feed):
         self._buffer, self._sequence = buffer, list(sequence)
         self._config, self._device, self._generator = config, device, generator
         channels, height, width = buffer.spec(sequence[0][0]).frame_shape
-        shape = (2, config.batch_size, config.frame_stack * channels, height, width)
+        rows = config.rows.stop - config.rows.start
+        shape = (2, rows, config.frame_stack * channels, height, width)
         self._pixels = torch.zeros(shape, dtype=torch.uint8, device=device)
         self._staged = [torch.empty_like(self._pixels) for _ in range(STAGED)]
         self._frame_shape = (channels, height, width)
-        count = 2 * config.batch_size * config.frame_stack
+        count = 2 * rows * config.frame_stack
         self._index = torch.arange(count, device=device).view(2, -1, config.frame_stack)
         self._ahead: _Ahead | None = None
 
@@ -71,7 +73,7 @@ class StreamedFeed(Feed):
         c = self._config
         frames = self._pixels.view(-1, *self._frame_shape)
         obs, next_obs = (
-            whole([frame_stack(frames, index[c.rows], None, 0, c.dtype)]) for index in self._index
+            whole([frame_stack(frames, index, None, 0, c.dtype)]) for index in self._index
         )
         return obs, next_obs
 
@@ -187,8 +189,7 @@ def _draw_ahead(
         )
         for domains in order:
             before, pixels = generator.get_state(), host.writable()
-            for part in config.parts(domains):
-                _fill(buffer, part.domain, pixels[:, part.begin : part.end], config, generator)
+            _fill(buffer, config, domains, pixels, generator)
             granted = free.get()
             if granted is None:
                 return
@@ -210,20 +211,27 @@ def _draw_ahead(
 
 def _fill(
     buffer: ReplayBuffer,
-    domain: str,
-    pixels: Tensor,
     config: ViewConfig,
+    domains: Domains,
+    pixels: Tensor,
     generator: torch.Generator,
 ) -> None:
-    """pixels: [2, n, K*C, H, W], obs and next_obs of n rows."""
-    obs, next_obs = pixels
-    like = buffer.empty(domain, 1, frame_stack=config.frame_stack)
-    scalars: dict[str, Any] = {
-        name: torch.empty((len(obs), *tensor.shape[1:]), dtype=tensor.dtype)
-        for name, tensor in like.tensors()
-        if name not in ("obs", "next_obs")
-    }
-    buffer.sample(
-        domain, len(obs), frame_stack=config.frame_stack, pad=config.pad, generator=generator,
-        out=replace(like, obs=obs, next_obs=next_obs, **scalars),
-    )  # fmt: skip
+    """pixels: [2, rows, K*C, H, W], obs and next_obs of this process's rows, part after part."""
+    begin = 0
+    for part in config.parts(domains):
+        mine = part.of(config.rows)
+        end = begin + mine.stop - mine.start
+        obs, next_obs = pixels[:, begin:end]
+        like = buffer.empty(part.domain, 1, frame_stack=config.frame_stack)
+        scalars: dict[str, Any] = {
+            name: torch.empty((len(obs), *tensor.shape[1:]), dtype=tensor.dtype)
+            for name, tensor in like.tensors()
+            if name not in ("obs", "next_obs")
+        }
+        # Also of a part with none of them: others draw, and the generator is that of all.
+        buffer.sample(
+            part.domain, part.end - part.begin, frame_stack=config.frame_stack, pad=config.pad,
+            generator=generator, out=replace(like, obs=obs, next_obs=next_obs, **scalars),
+            rows=mine,
+        )  # fmt: skip
+        begin = end

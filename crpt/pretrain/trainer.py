@@ -110,16 +110,14 @@ class Trainer:
         """From now on updates are recorded and replayed."""
         self._graphs = UpdateGraphs(recorder, self._update)
 
-    def _feed(self) -> Feed | None:
+    def _feed(self) -> Feed:
         views = self._views()
         if fits(self.buffer, self.domains, self.device):
             return ResidentFeed(self.buffer, self.domains, views, self.device, self.generator)
-        if self.team.group is None:
-            return StreamedFeed(
-                self.buffer, self.batches(), views, self.device, self.generator,
-                upcoming=None if self.turns.in_order else lambda: self.turns.after(self.updates),
-            )  # fmt: skip
-        return None
+        return StreamedFeed(
+            self.buffer, self.batches(), views, self.device, self.generator,
+            upcoming=None if self.turns.in_order else lambda: self.turns.after(self.updates),
+        )  # fmt: skip
 
     def _views(self) -> ViewConfig:
         c = self.config
