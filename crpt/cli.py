@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import select
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -106,8 +108,12 @@ def without_traceback(when_interrupted: str) -> Iterator[None]:
         yield
     except (Interrupted, KeyboardInterrupt) as error:
         detail = f": {error}" if str(error) else ""
-        sys.exit(_say(f"interrupted{detail}. {when_interrupted}", code=130))
+        if distributed.leads():
+            _say(f"interrupted{detail}. {when_interrupted}", code=130)
+        sys.exit(130)
     except (ValueError, TypeError, RuntimeError, OSError, ArithmeticError, ImportError) as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            sys.exit(128 + signal.SIGPIPE)
         if os.environ.get("CRPT_TRACEBACK") == "1":
             raise
         sys.exit(_say(f"error: {error}\n(CRPT_TRACEBACK=1 shows where)", code=1))
@@ -150,6 +156,20 @@ def _scan(argv: list[str], default: Preset) -> tuple[Preset, str]:
     parser.add_argument("--seed", default="0")
     known, _ = parser.parse_known_args([a for a in argv if a not in ("-h", "--help")])
     return (known.preset if known.preset in get_args(Preset) else default), known.seed
+
+
+def _nobody_reads() -> bool:
+    """Whether who read the standard output has gone, as head does; what is left is dropped then."""
+    try:
+        out = sys.stdout.fileno()
+    except (AttributeError, OSError):  # no file
+        return False
+    poll = select.poll()
+    poll.register(out, select.POLLOUT)
+    gone = any(event & select.POLLERR for _, event in poll.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), out)
+    return gone
 
 
 def _say(message: str, *, code: int) -> int:

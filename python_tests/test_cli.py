@@ -7,9 +7,12 @@ import subprocess
 import sys
 import time
 import warnings
+from pathlib import Path
 
 import pytest
 
+import crpt as crpt_package
+from crpt import cli
 from crpt.stages import StageOrderError
 
 STAGES = ("train", "collect", "pretrain", "probe", "finetune", "evaluate")
@@ -111,6 +114,47 @@ def test_an_agent_of_another_release_is_named(crpt, tmp_path):
     assert code == 1
     assert "should have the fields of this crpt" in err
     assert "no_such_field" in err
+
+
+def test_crpt_alone_names_all_commands():
+    listing = subprocess.run([sys.executable, "-m", "crpt"], capture_output=True, text=True)
+    assert listing.returncode == 0, listing.stderr
+    named = {line.split()[0] for line in listing.stdout.splitlines()[1:]}
+    mains = Path(crpt_package.__path__[0]).glob("*/__main__.py")
+    assert named == {path.parent.name for path in mains}
+
+
+def test_a_reader_that_goes_away_is_no_error():
+    # More than a pipe holds, for a reader that takes one line.
+    script = (
+        "import sys; from crpt import cli\n"
+        "with cli.without_traceback(''):\n"
+        "    [print('line', i, flush=i % 100 == 0) for i in range(100_000)]\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "line 0\n"
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 128 + signal.SIGPIPE
+
+
+def test_another_broken_pipe_is_an_error(capsys):
+    with pytest.raises(SystemExit) as ending, cli.without_traceback(""):
+        raise BrokenPipeError("the worker has gone")
+    assert ending.value.code == 1
+    assert "error: the worker has gone" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("rank", "said"), [("0", 1), ("1", 0)])
+def test_of_a_team_one_process_says_that_it_was_interrupted(monkeypatch, capsys, rank, said):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", rank)
+    with pytest.raises(SystemExit) as ending, cli.without_traceback("Go on."):
+        raise KeyboardInterrupt
+    assert ending.value.code == 130
+    assert capsys.readouterr().err.count("interrupted. Go on.") == said
 
 
 def test_a_traceback_on_request(crpt, tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from crpt.ablate.checks import asked_of
 from crpt.ablate.report import Rows
 from crpt.ablate.running import RunsFailedError, run_study
 from crpt.ablate.studies import STUDIES
-from crpt.config import PRESETS, Preset, Stages
+from crpt.config import PRESETS, EncoderStages, Preset
 from crpt.files import replace_file
 from crpt.replay import ReplayBuffer
 from crpt.run_directory import ConfigMismatchError, dataset_in
@@ -24,8 +24,8 @@ from crpt.stages import Context, StageOrderError, require_known_names
 
 @dataclass(frozen=True)
 class AblateArguments(cli.Common):
-    config: Annotated[Stages, tyro.conf.arg(name="")] = Stages()
-    """What the variants are variants of; of it collect, pretrain and probe are used."""
+    config: Annotated[EncoderStages, tyro.conf.arg(name="")] = EncoderStages()
+    """What the variants are variants of."""
     seeds: int = 1
     """Trainings of every variant: seed, seed + 1, ... The random play is that of the first."""
     jobs: int = 1
@@ -108,7 +108,9 @@ def main() -> None:
 
     def defaults(preset: Preset, run_dir: Path, device: str) -> AblateArguments:
         run_dir = Path("runs") / f"ablate-{preset}"
-        return AblateArguments(preset, run_dir, device, config=PRESETS[preset])
+        stages = PRESETS[preset]
+        config = EncoderStages(stages.collect, stages.pretrain, stages.probe)
+        return AblateArguments(preset, run_dir, device, config=config)
 
     def command(arguments: AblateArguments) -> None:
         print(ablate(study, arguments))

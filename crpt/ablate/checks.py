@@ -7,12 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 from crpt.ablate.studies import Variant
-from crpt.config import Stages
+from crpt.config import EncoderStages
 from crpt.pretrain.inputs import check_counts
 from crpt.replay import ReplayBuffer
 
 
-def asked_of(stages: Stages, dataset: ReplayBuffer) -> Stages:
+def asked_of(stages: EncoderStages, dataset: ReplayBuffer) -> EncoderStages:
     """The stages on random play that was recorded elsewhere: of its domains, those that are asked
     for are trained on, and no others.
 
@@ -38,7 +38,7 @@ def asked_of(stages: Stages, dataset: ReplayBuffer) -> Stages:
 
 
 def check_variants(
-    variants: Sequence[Variant], stages: Stages, dataset: ReplayBuffer | None
+    variants: Sequence[Variant], stages: EncoderStages, dataset: ReplayBuffer | None
 ) -> None:
     """ValueError unless each can be trained on its random play: the dataset, or what is about to be
     recorded."""

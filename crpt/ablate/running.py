@@ -20,7 +20,7 @@ from crpt.ablate.checks import check_variants
 from crpt.ablate.studies import Variant
 from crpt.ablate.task import FIGURES, Task, check_config, train_and_probe
 from crpt.collect import collect
-from crpt.config import Stages
+from crpt.config import EncoderStages
 from crpt.interrupt import Interrupted
 from crpt.memory import keep_freed_memory
 from crpt.replay import ReplayBuffer
@@ -39,7 +39,7 @@ class RunsFailedError(RuntimeError):
 
 def run_study(
     variants: list[Variant],
-    stages: Stages,
+    stages: EncoderStages,
     context: Context,
     *,
     seeds: tuple[int, ...],
@@ -92,7 +92,7 @@ def run_study(
 
 
 def _tasks(
-    runs: dict[Variant, set[int]], stages: Stages, context: Context, jobs: int
+    runs: dict[Variant, set[int]], stages: EncoderStages, context: Context, jobs: int
 ) -> list[Task]:
     """One of each variant and seed; records the random play that they need."""
     probed = tuple(dict.fromkeys(stages.collect.domains + stages.probe.unseen))
@@ -128,7 +128,7 @@ def _seeds_measured(variant: Variant, context: Context) -> set[int]:
     return {int(seed) for seed in seeds if seed.isdecimal()}
 
 
-def _check_growth(stages: Stages, context: Context) -> None:
+def _check_growth(stages: EncoderStages, context: Context) -> None:
     """The run directory's own play may not grow under the runs that were trained on it."""
     recorded = context.run.read_config().get("collect")
     if context.dataset is not None or not recorded or not any(_runs(context).rglob(FIGURES)):
@@ -162,7 +162,7 @@ def _submitted(
             raise
 
 
-def _dataset(stages: Stages, context: Context, transitions: int) -> Path:
+def _dataset(stages: EncoderStages, context: Context, transitions: int) -> Path:
     """Random play of that length; more of it begins with what there is less of."""
     if transitions == stages.collect.transitions:
         if context.dataset is None:
@@ -174,7 +174,7 @@ def _dataset(stages: Stages, context: Context, transitions: int) -> Path:
     return path
 
 
-def _probe_dataset(stages: Stages, context: Context, domains: tuple[str, ...]) -> Path:
+def _probe_dataset(stages: EncoderStages, context: Context, domains: tuple[str, ...]) -> Path:
     path = context.run.path / "probe_dataset"
     config = replace(
         stages.collect,

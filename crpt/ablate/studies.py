@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 from crpt.ablate.pictures import Draw, alone_and_together, bars, curves_over, gains_over_domains
-from crpt.config import PRESETS, Objective, PretrainConfig, Stages
+from crpt.config import PRESETS, EncoderStages, Objective, PretrainConfig
 
 ALPHAS = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
@@ -47,10 +47,10 @@ class Study:
 
     asks: str
     draw: Draw
-    variants: Callable[[Stages], list[Variant]]
+    variants: Callable[[EncoderStages], list[Variant]]
 
 
-def alpha(stages: Stages) -> list[Variant]:
+def alpha(stages: EncoderStages) -> list[Variant]:
     config = replace(stages.pretrain, objective="crptpro", intrinsic="dot")
     return [
         Variant(f"alpha_{a:g}", replace(config, intrinsic_weight=a), _transitions(stages), a)
@@ -58,13 +58,13 @@ def alpha(stages: Stages) -> list[Variant]:
     ]
 
 
-def transitions(stages: Stages) -> list[Variant]:
+def transitions(stages: EncoderStages) -> list[Variant]:
     least = stages.pretrain.frame_stack
     counts = [max(least, round(_transitions(stages) * share)) for share in SHARES]
     return [Variant(f"transitions_{n}", stages.pretrain, n, n) for n in dict.fromkeys(counts)]
 
 
-def domains(stages: Stages) -> list[Variant]:
+def domains(stages: EncoderStages) -> list[Variant]:
     names = tuple(dict.fromkeys(_turns(stages)))
     return [
         Variant(f"domains_{n}", _trained_on(stages, names[:n]), _transitions(stages), n)
@@ -72,7 +72,7 @@ def domains(stages: Stages) -> list[Variant]:
     ]
 
 
-def single(stages: Stages) -> list[Variant]:
+def single(stages: EncoderStages) -> list[Variant]:
     names = tuple(dict.fromkeys(_turns(stages)))
     if len(names) < 2:
         raise ValueError(f"domains should be at least 2 for single, got {' '.join(names)}")
@@ -80,7 +80,7 @@ def single(stages: Stages) -> list[Variant]:
     return [*alone, Variant("all_domains", _trained_on(stages, names), _transitions(stages))]
 
 
-def components(stages: Stages) -> list[Variant]:
+def components(stages: EncoderStages) -> list[Variant]:
     base, found = stages.pretrain, {"as_it_is": stages.pretrain}
     for field, values in COMPONENTS:
         for value in values:
@@ -103,7 +103,7 @@ def components(stages: Stages) -> list[Variant]:
     return [Variant(name, config, _transitions(stages)) for name, config in found.items()]
 
 
-def objectives(stages: Stages) -> list[Variant]:
+def objectives(stages: EncoderStages) -> list[Variant]:
     found = _objectives(stages.pretrain)
     return [Variant(name, config, _transitions(stages)) for name, config in found.items()]
 
@@ -114,16 +114,16 @@ def _objectives(base: PretrainConfig) -> dict[str, PretrainConfig]:
     return found | {"proto_rl": replace(base, objective="crptpro", intrinsic="none")}
 
 
-def _transitions(stages: Stages) -> int:
+def _transitions(stages: EncoderStages) -> int:
     return stages.collect.transitions
 
 
-def _turns(stages: Stages) -> tuple[str, ...]:
+def _turns(stages: EncoderStages) -> tuple[str, ...]:
     """The domains of a round's updates."""
     return stages.pretrain.domains or stages.collect.domains
 
 
-def _trained_on(stages: Stages, names: tuple[str, ...]) -> PretrainConfig:
+def _trained_on(stages: EncoderStages, names: tuple[str, ...]) -> PretrainConfig:
     """As many updates as all domains together get; of one that is named twice, by both weights."""
     base, turns = stages.pretrain, _turns(stages)
     rounds = round(base.rounds * len(turns) / len(names))

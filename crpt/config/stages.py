@@ -299,14 +299,12 @@ class ProbeConfig:
 
 
 @dataclass(frozen=True)
-class Stages:
-    """The whole pipeline's config."""
+class EncoderStages:
+    """Of the pipeline, what makes an encoder and measures it."""
 
     collect: CollectConfig = CollectConfig()
     pretrain: PretrainConfig = PretrainConfig()
     probe: ProbeConfig = ProbeConfig()
-    finetune: FinetuneConfig = FinetuneConfig()
-    evaluate: EvaluateConfig = EvaluateConfig()
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -317,6 +315,17 @@ class Stages:
                 "pretrain.batch_size should be at least the number of domains with mixed batches, "
                 f"{len(self.collect.domains)}, got {self.pretrain.batch_size}"
             )
+
+
+@dataclass(frozen=True)
+class Stages(EncoderStages):
+    """The whole pipeline's config."""
+
+    finetune: FinetuneConfig = FinetuneConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if (
             self.finetune.intrinsic_reward > 0
             and self.finetune.queue_size < self.pretrain.prototypes
