@@ -58,6 +58,7 @@ target_link_libraries(crpt_replay PRIVATE crpt_options PUBLIC crpt_cpu)
 if(CRPT_BUILD_PYTHON)
   pybind11_add_module(_cpu MODULE ${CMAKE_CURRENT_LIST_DIR}/bindings/cpu.cpp
                       ${CMAKE_CURRENT_LIST_DIR}/bindings/encoder.cpp
+                      ${CMAKE_CURRENT_LIST_DIR}/bindings/page_pool.cpp
                       ${CMAKE_CURRENT_LIST_DIR}/bindings/replay_ring.cpp
                       ${CMAKE_CURRENT_LIST_DIR}/bindings/replay_writer.cpp)
   target_link_libraries(_cpu PRIVATE crpt_replay crpt_options)

@@ -2,23 +2,21 @@
 // allocates.
 //
 // Addresses come as integers (Tensor.data_ptr()), dtypes as the index of DType. The GIL is released
-// while a kernel runs, and while memory is taken or emptied. A value that a kernel refuses becomes
-// a ValueError that names it.
+// while a kernel runs. A value that a kernel refuses becomes a ValueError that names it.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <array>
-#include <memory>
 #include <string>
 
 #include "bindings/address.h"
 #include "bindings/encoder.h"
+#include "bindings/page_pool.h"
 #include "bindings/replay.h"
 #include "kernels/dispatch.h"
 #include "kernels/frame_stack.h"
 #include "kernels/intrinsic_loss.h"
 #include "kernels/knn_distance.h"
-#include "kernels/page_pool.h"
 #include "kernels/prototype_loss.h"
 #include "kernels/prototype_objective.h"
 #include "kernels/random_shift.h"
@@ -338,34 +336,6 @@ void knn_distance_backward(Address grad, Address queries, int64_t query_stride, 
   raise_if_bad(bad);
 }
 
-// Memory of the pool as a buffer. Tensors made of it keep it alive; it goes back with the last.
-// That keeps the GIL: a destructor may run where no other thread should, and unmapping takes some
-// microseconds for each huge page.
-class Pages {
- public:
-  Pages(crpt::PageBlock block, size_t bytes) : block_(block), bytes_(bytes) {}
-  ~Pages() { crpt::give_pages(block_); }
-  Pages(const Pages&) = delete;
-  Pages& operator=(const Pages&) = delete;
-  py::buffer_info buffer() const {
-    return {static_cast<uint8_t*>(block_.data), static_cast<py::ssize_t>(bytes_)};
-  }
-
- private:
-  crpt::PageBlock block_;
-  size_t bytes_;
-};
-
-// None where the pool has no memory to give.
-std::unique_ptr<Pages> take_pages(size_t bytes) {
-  crpt::PageBlock block;
-  {
-    py::gil_scoped_release nogil;
-    block = crpt::take_pages(bytes);
-  }
-  return block.data == nullptr ? nullptr : std::make_unique<Pages>(block, bytes);
-}
-
 void transpose(Address in, Address out, int64_t rows, int64_t columns, int64_t stride,
                int threads) {
   py::gil_scoped_release nogil;
@@ -398,14 +368,9 @@ PYBIND11_MODULE(_cpu, module) {
   module.def("knn_center", &knn_center);
   module.def("knn_distance", &knn_distance);
   module.def("knn_distance_backward", &knn_distance_backward);
-  py::class_<Pages>(module, "Pages", py::buffer_protocol()).def_buffer(&Pages::buffer);
-  module.def("take_pages", &take_pages);
-  module.def("pool_limit", &crpt::pool_limit);
-  module.def("set_pool_limit", &crpt::set_pool_limit, py::call_guard<py::gil_scoped_release>());
-  module.def("empty_pool", &crpt::empty_pool, py::call_guard<py::gil_scoped_release>());
-  module.def("pooled_bytes", &crpt::pooled_bytes);
   module.def("transpose", &transpose);
   bind_encoder(module);
+  bind_page_pool(module);
   bind_replay_ring(module);
   bind_replay_writer(module);
 }
