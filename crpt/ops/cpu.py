@@ -179,10 +179,11 @@ def intrinsic_loss_cpu(prototypes: Tensor, offset: float) -> tuple[Tensor, Tenso
 @_impl("intrinsic_loss_backward")
 def intrinsic_loss_backward_cpu(grad: Tensor, prototypes: Tensor, weights: Tensor) -> Tensor:
     checks.intrinsic_loss_backward(grad, prototypes, weights)
-    scale = _to(grad, weights.dtype)
-    scale = scale if scale.dim() == 0 else scale[..., None, None]
     product = matmul(weights, _to(prototypes, weights.dtype))
-    return _to(product.mul_(scale), prototypes.dtype)
+    if grad.dim() > 0 or grad.item() != 1:
+        scale = _to(grad, weights.dtype)
+        product.mul_(scale if scale.dim() == 0 else scale[..., None, None])
+    return _to(product, prototypes.dtype)
 
 
 @_impl("prototype_objective")

@@ -21,9 +21,9 @@ _enabled = getattr(_C, "_get_mkldnn_enabled", lambda: bool(torch.backends.mkldnn
 # Multiplications from which the faster product outweighs oneDNN's 10 us a call.
 _WORTH_A_CALL = 1 << 21
 # Terms that one call of oneDNN's may sum. It adds hundreds of them in one chain, where MKL begins
-# anew after 192 or so: of terms of one sign the error is 2.6 times MKL's at 512, 1.9 at 256, where
-# parts would cost a tenth of the time; without an end 4 at 2,048.
-_LONGEST_SUM = 512
+# anew after 192 or so: of terms of one sign the error is 1.5 to 1.9 times MKL's at 256, 2.9 at 512,
+# and 4 at 2,048. Two parts of 256 take a sixth longer than one of 512.
+_LONGEST_SUM = 256
 
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:

@@ -69,7 +69,8 @@ def distances(
     trainer: Trainer, updates: Sequence[Domains], losses: Sequence[Losses]
 ) -> dict[str, Tensor]:
     """From the trivial solution, of each domain that had a turn in these updates, the mean over its
-    turns. Nothing is read: no waiting for a GPU."""
+    turns; in a team, of batches of one domain, this process's rows of them. Nothing is read: no
+    waiting for a GPU."""
     found: dict[str, list[Tensor]] = {}
     for domains, loss in zip(updates, losses, strict=True):
         if loss.by_domain is None:

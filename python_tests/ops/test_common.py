@@ -26,9 +26,7 @@ WITH_GEMM = ("prototype_similarity", *ONE_SIDED)  # which is torch's
 MOVES_ONLY = ("random_shift", "frame_stack")
 
 
-def assert_within_budget(
-    got: Tensor, twin: Tensor, exact: Tensor, terms: float = 0.0, times: int = 2
-) -> None:
+def assert_within_budget(got: Tensor, twin: Tensor, exact: Tensor, terms: float = 0.0) -> None:
     """No further from the exact value than twice the twin in the same precision: in the root of the
     mean square, and at most.
 
@@ -49,7 +47,7 @@ def assert_within_budget(
         terms = 4.0
     for measure, luck in ((largest, most), (root_mean_square, mean)):
         error, twins_error = measure(got - exact), measure(twin - exact)
-        assert error <= times * twins_error + luck * max(measure(exact), terms), (
+        assert error <= 2 * twins_error + luck * max(measure(exact), terms), (
             f"error {error:.3g}, the twin's {twins_error:.3g}"
         )
 
