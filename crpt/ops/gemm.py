@@ -22,14 +22,18 @@ _enabled = getattr(_C, "_get_mkldnn_enabled", lambda: bool(torch.backends.mkldnn
 _WORTH_A_CALL = 1 << 21
 # Terms that one call of oneDNN's may sum. It adds hundreds of them in one chain, where MKL begins
 # anew after 192 or so: of terms of one sign the error is 1.5 to 1.9 times MKL's at 256, 2.9 at 512,
-# and 4 at 2,048. Two parts of 256 take a sixth longer than one of 512.
+# and 4 at 2,048; of terms that cancel 1.6 at 512. Two parts of 256 take a fourth longer than one of
+# 512.
 _LONGEST_SUM = 256
 
 
-def matmul(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b, also where autocast would have lowered the precision. For real tensors only."""
+def matmul(a: Tensor, b: Tensor, *, cancels: bool = False) -> Tensor:
+    """a @ b, also where autocast would have lowered the precision. For real tensors only.
+
+    cancels: the terms of a sum do, so that twice as many may be summed in one chain.
+    """
     if _by_onednn(a, b):
-        return _onednn(a, b)
+        return _onednn(a, b, 2 * _LONGEST_SUM if cancels else _LONGEST_SUM)
     device = a.device.type
     if torch.is_autocast_enabled(device):
         with torch.autocast(device, enabled=False):
@@ -59,25 +63,25 @@ def _by_onednn(a: Tensor, b: Tensor) -> bool:
     )
 
 
-def _onednn(a: Tensor, b: Tensor) -> Tensor:
+def _onednn(a: Tensor, b: Tensor, longest: int) -> Tensor:
     if b.dim() == 2:
         if _turns(a, b):
-            return _by_rows(_in_parts(b.mT, a).mT)
-        return _in_parts(a, b.mT)
+            return _by_rows(_in_parts(b.mT, a, longest).mT)
+        return _in_parts(a, b.mT, longest)
     leading = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     a = a.expand(*leading, *a.shape[-2:]).flatten(0, -3)
     b = b.expand(*leading, *b.shape[-2:]).flatten(0, -3)
     out = a.new_empty((*a.shape[:-1], b.shape[-1]))
     for x, y, product in zip(a.unbind(), b.unbind(), out.unbind(), strict=True):
-        product.copy_(_onednn(x, y))  # one by one: stacked they would be held twice
+        product.copy_(_onednn(x, y, longest))  # one by one: stacked they would be held twice
     return out.view(*leading, *out.shape[-2:])
 
 
-def _in_parts(rows: Tensor, weight: Tensor) -> Tensor:
-    """rows @ weight.T, [..., K] and [N, K] -> [..., N], in equal parts of no more than
-    _LONGEST_SUM of K."""
+def _in_parts(rows: Tensor, weight: Tensor, longest: int) -> Tensor:
+    """rows @ weight.T, [..., K] and [N, K] -> [..., N], in equal parts of no more than `longest` of
+    K."""
     length = rows.shape[-1]
-    parts = -(-length // _LONGEST_SUM)
+    parts = -(-length // longest)
     if parts <= 1:
         return _linear(_by_rows(rows), _strided(weight))
     size = -(-length // parts)
