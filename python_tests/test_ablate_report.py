@@ -61,6 +61,12 @@ def test_curves_show_means_and_deviations_over_the_seeds():
     assert lines_of(coverage)["largest"][0] == pytest.approx({0.0: 0.5, 0.1: 0.5})
 
 
+def test_every_variant_has_a_mark_on_a_logarithmic_axis():
+    rows = [found(str(x), ["a"], {"a": 0.1, "b": 0.1}, x=x) for x in (0, 250, 500, 4_000)]
+    for axes in drawn(STUDIES["transitions"].draw, rows):
+        assert [text.get_text() for text in axes.get_xticklabels()] == ["0", "250", "500", "4000"]
+
+
 def test_more_domains_are_judged_domain_by_domain():
     """The mean over the domains that are trained on is that of other domains in every variant:
     equal gains of each domain are level curves."""

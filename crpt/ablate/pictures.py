@@ -46,9 +46,12 @@ def _curves(figure: Any, rows: Rows, axis: str) -> None:
     coverage.set_ylabel("similarity of prototypes")
     largest = max(row["x"] for row in rows)
     positive = [row["x"] for row in rows if row["x"] > 0]
+    places = sorted({row["x"] for row in rows})
     for axes in (probes, coverage):
         if positive and largest > 10 * min(positive):
             axes.set_xscale("symlog", linthresh=min(positive))
+            axes.set_xticks(places, [f"{x:g}" for x in places])
+            axes.set_xticks([], minor=True)
         axes.set_xlabel(axis)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(frameon=False)
@@ -57,7 +60,7 @@ def _curves(figure: Any, rows: Rows, axis: str) -> None:
 def gains_over_domains(figure: Any, rows: Rows) -> None:
     """Each probed domain's gain against the number of domains trained on, filled where it is one
     of them; and the mean of those that no variant has trained on."""
-    figure.set_size_inches(8, 5)
+    figure.set_size_inches(10, 5)
     axes = figure.subplots()
     for name in domains_of(rows):
         gain = partial(_gain, names=[name])
@@ -72,7 +75,7 @@ def gains_over_domains(figure: Any, rows: Rows) -> None:
     axes.set_xticks(sorted({row["x"] for row in rows}))
     axes.set_xlabel("domains trained on (filled: this domain is one of them)")
     axes.set_ylabel(GAIN)
-    axes.legend(frameon=False)
+    figure.legend(loc="outside right center", frameon=False)  # lines may be anywhere
 
 
 def alone_and_together(figure: Any, rows: Rows) -> None:
