@@ -33,8 +33,11 @@ def limits(device: torch.device) -> Limits:
 
 
 @pytest.fixture(autouse=True)
-def _small_cache(monkeypatch):
-    """The sets of inputs that do not fit into it are made in no time."""
+def _small_machine(monkeypatch):
+    """The sets of inputs that do not fit into its cache are made in no time, and so is the GEMM
+    that rows are held against."""
+    monkeypatch.setattr("crpt.bench.limits._GEMM_SIZE", {"cpu": 128, "cuda": 8192})
+    monkeypatch.setattr("crpt.bench.limits._CHOICE_SECONDS", 1e-3)
     for module in ("machine", "limits", "ops_rows"):
         monkeypatch.setattr(f"crpt.bench.{module}.last_level_cache", lambda device: CACHE)
     ops_rows._store.cache_clear()
