@@ -9,6 +9,7 @@ COMMANDS = {
     "evaluate": "an agent beside uniform random actions",
     "dataset": "datasets: what is in them, whether they are whole, and to and from other formats",
     "ablate": "variants of a preset, trained and probed alike, in a table",
+    "doctor": "what of this machine crpt can use, and what keeps it from the rest",
     "bench": "how fast operators, pre-training, replay and collecting are here",
 }
 
