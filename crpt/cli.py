@@ -81,15 +81,8 @@ def main_of(module: str, what: str, commands: Commands, when_interrupted: str) -
         what: how an error calls NAME.
         when_interrupted: what becomes of the work then.
     """
-    names = " | ".join(commands)
-    usage = f"usage: python -m {module} {{{names}}} [--help]"
-    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
-        lines = (f"  {name:10} {command.__doc__}" for name, (_, command) in commands.items())
-        print(usage, *lines, sep="\n")
-        sys.exit(0 if len(sys.argv) > 1 else 2)
-    name = sys.argv[1]
-    if name not in commands:
-        sys.exit(_say(f"{what} should be {names}, got {name}\n{usage}", code=2))
+    told = {name: command.__doc__ or "" for name, (_, command) in commands.items()}
+    name = chosen(module, what, told)
     flags, command = commands[name]
     with without_traceback(when_interrupted):
         arguments = tyro.cli(
@@ -101,11 +94,33 @@ def main_of(module: str, what: str, commands: Commands, when_interrupted: str) -
         sys.exit(command(arguments))
 
 
+def chosen(module: str, what: str, told: Mapping[str, str]) -> str:
+    """The name that follows `python -m MODULE`, one of those that are told of.
+
+    Where there is none, or another, the process ends with what there is: 0 for --help, else 2.
+    """
+    usage = f"usage: python -m {module} {{{' | '.join(told)}}} [--help]"
+    with without_traceback(""):
+        if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
+            width = max(map(len, told))
+            print(usage, *(f"  {name:{width}} {text}" for name, text in told.items()), sep="\n")
+            sys.exit(0 if len(sys.argv) > 1 else 2)
+        if sys.argv[1] not in told:
+            names = ", ".join(told)
+            sys.exit(_say(f"{what} should be {names}, got {sys.argv[1]}\n{usage}", code=2))
+    return sys.argv[1]
+
+
 @contextmanager
 def without_traceback(when_interrupted: str) -> Iterator[None]:
     """End the process with a message and an exit code where a command is interrupted or fails."""
     try:
-        yield
+        try:
+            yield
+        except SystemExit:
+            sys.stdout.flush()
+            raise
+        sys.stdout.flush()  # here, where it is no error that nobody reads
     except (Interrupted, KeyboardInterrupt) as error:
         detail = f": {error}" if str(error) else ""
         if distributed.leads():

@@ -18,6 +18,7 @@ import crpt.pretrain.trainer
 from crpt import distributed
 from crpt.interrupt import Interrupted
 from crpt.pretrain import pretrain
+from crpt.pretrain.streamed_feed import StreamedFeed
 from crpt.pretrain.trainer import Trainer
 from crpt.replay import ReplayBuffer
 from crpt.run_directory import RunDirectory
@@ -46,14 +47,18 @@ def save_slowly() -> None:
 
 def stream() -> None:
     """Batches come as they do to a GPU that the frames do not fit on."""
-    make = Trainer.__init__
+    make, sample = Trainer.__init__, Trainer.sample
     crpt.pretrain.trainer.fits = lambda *_: False
 
     def with_feed(self, *args, **options):
         make(self, *args, **options)
         self.feed = self._feed()
 
-    Trainer.__init__ = with_feed
+    def by_feed(self, domains):
+        assert isinstance(self.feed, StreamedFeed)
+        return sample(self, domains)
+
+    Trainer.__init__, Trainer.sample = with_feed, by_feed
 
 
 def main() -> None:
@@ -67,7 +72,11 @@ def main() -> None:
     if flags == ["--stream"]:
         stream()
     with distributed.join(torch.device("cpu")) as team:
-        config = replace(small.PRETRAIN, **json.loads(differences))
+        # JSON has no tuples.
+        changed = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(differences).items()
+        }
+        config = replace(small.PRETRAIN, **changed)
         data, directory = dataset.format(rank=team.rank), runs.format(rank=team.rank)
         run = RunDirectory(Path(directory) / "team")
         try:

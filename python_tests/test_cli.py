@@ -124,27 +124,64 @@ def test_crpt_alone_names_all_commands():
     assert named == {path.parent.name for path in mains}
 
 
-def test_a_reader_that_goes_away_is_no_error():
-    # More than a pipe holds, for a reader that takes one line.
-    script = (
-        "import sys; from crpt import cli\n"
-        "with cli.without_traceback(''):\n"
-        "    [print('line', i, flush=i % 100 == 0) for i in range(100_000)]\n"
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train", "--seed", "1"], "is a module of its own: python -m crpt.train --seed 1\n"),
+        (["sinkhorn"], "COMMAND should be one of those below, got sinkhorn\n"),
+    ],
+)
+def test_crpt_does_not_pass_over_what_it_cannot_do(arguments, said):
+    done = subprocess.run(
+        [sys.executable, "-m", "crpt", *arguments], capture_output=True, text=True
     )
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert not done.stdout
+
+
+def unread(*command: str, lines: int = 0) -> tuple[int, str]:
+    """Exit code and errors of a Python whose output is closed when so many lines have been read."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     with subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
     ) as process:
-        assert process.stdout.readline() == "line 0\n"
+        for _ in range(lines):
+            assert process.stdout.readline()
         process.stdout.close()
-        assert process.stderr.read() == ""
-    assert process.returncode == 128 + signal.SIGPIPE
+        errors = process.stderr.read()
+    return process.returncode, errors
 
 
-def test_another_broken_pipe_is_an_error(capsys):
-    with pytest.raises(SystemExit) as ending, cli.without_traceback(""):
-        raise BrokenPipeError("the worker has gone")
-    assert ending.value.code == 1
-    assert "error: the worker has gone" in capsys.readouterr().err
+PRINTS = "from crpt import cli\nwith cli.without_traceback(''):\n    "
+
+
+@pytest.mark.parametrize(
+    ("command", "lines"),
+    [
+        (["-c", PRINTS + "print('one line')"], 0),
+        (["-c", PRINTS + "print('one line'); raise SystemExit(0)"], 0),
+        (["-c", PRINTS + "[print('line', i) for i in range(100_000)]"], 1),
+        (["-m", "crpt.dataset", "--help"], 0),
+    ],
+)
+def test_that_nobody_reads_is_no_error(command, lines):
+    assert unread(*command, lines=lines) == (128 + signal.SIGPIPE, "")
+
+
+def test_the_list_of_commands_need_not_be_read():
+    assert unread("-m", "crpt") == (-signal.SIGPIPE, "")
+
+
+def test_another_broken_pipe_is_an_error():
+    script = PRINTS + "raise BrokenPipeError('the worker has gone')"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "error: the worker has gone" in done.stderr
 
 
 @pytest.mark.parametrize(("rank", "said"), [("0", 1), ("1", 0)])

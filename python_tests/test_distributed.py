@@ -135,9 +135,17 @@ def test_shares_of_a_batch_train_like_the_whole_of_it(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "differences",
+    [{}, {"domains": ("dot_red", "dot_blue"), "weights": (3.0, 1.0)}],
+    ids=["equal", "weighted"],
+)
 @pytest.mark.parametrize("batches", ["alternate", "mixed"])
-def test_shares_are_streamed_where_the_frames_do_not_fit(float64, dataset, tmp_path, batches):
-    _, _, pairs = alone_and_together(dataset, tmp_path, "--stream", batches=batches)
+def test_shares_are_streamed_where_the_frames_do_not_fit(
+    float64, dataset, tmp_path, differences, batches
+):
+    differences = differences | {"batches": batches}
+    _, _, pairs = alone_and_together(dataset, tmp_path, "--stream", **differences)
     check_lines(pairs, within=1e-9)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from crpt import figures
 from crpt.encoder import Encoder, EncoderConfig
 from crpt.probe import probe, to_json
-from crpt.probe.knowledge import SKETCH_DIM
+from crpt.probe.knowledge import SKETCH_DIM, measure
 from crpt.summary import probe_text
 
 SEEN = ("dot_red", "dot_blue")
@@ -149,6 +149,15 @@ def test_states_that_say_nothing_are_named(tmp_path, state, message):
     states[5 if np.isnan(state) else slice(None)] = state
     with pytest.raises(ValueError, match=message):
         probe(small.PROBE, dataset, knowing(), blind(), seen=SEEN, progress=False)
+
+
+def test_what_is_known_at_init_need_not_be_measured_again(dataset, result):
+    known = measure(small.PROBE, dataset, blind(), dataset.domains, frame_stack=3, progress=False)
+    again = probe(small.PROBE, dataset, knowing(), known, seen=SEEN, progress=False)
+    assert (again.domains, again.separability) == (result.domains, result.separability)
+    message = "initial should be what is known of dot_red, got it of dot_blue, dot_green, dot_red"
+    with pytest.raises(ValueError, match=message):
+        probe(small.PROBE, dataset, knowing(), known, seen=SEEN, domains=("dot_red",))
 
 
 def test_what_could_not_be_measured_is_no_number(result):

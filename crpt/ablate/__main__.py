@@ -96,15 +96,7 @@ def _tell(context: Context, study: str, rows: Rows) -> str:
 
 
 def main() -> None:
-    names = " | ".join(STUDIES)
-    usage = f"usage: python -m crpt.ablate {{{names}}} [--help]"
-    if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
-        print(usage, *(f"  {name:12} {s.asks}" for name, s in STUDIES.items()), sep="\n")
-        sys.exit(0 if len(sys.argv) > 1 else 2)
-    study = sys.argv[1]
-    if study not in STUDIES:
-        print(f"study should be {names}, got {study}\n{usage}", file=sys.stderr)
-        sys.exit(2)
+    study = cli.chosen("crpt.ablate", "study", {name: s.asks for name, s in STUDIES.items()})
 
     def defaults(preset: Preset, run_dir: Path, device: str) -> AblateArguments:
         run_dir = Path("runs") / f"ablate-{preset}"

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from crpt.ablate.checks import check_variants
 from crpt.ablate.studies import Variant
-from crpt.ablate.task import FIGURES, Task, check_config, train_and_probe
+from crpt.ablate.task import FIGURES, Task, check_config, known_at_init, train_and_probe
 from crpt.collect import collect
 from crpt.config import EncoderStages
 from crpt.interrupt import Interrupted
@@ -147,14 +147,18 @@ def _submitted(
     tasks: list[Task], jobs: int
 ) -> Iterator[Iterator[tuple[int, Callable[[], dict[str, Any]]]]]:
     """(number, what gives the figures or raises) of the tasks as they are done."""
+    # All variants of a seed before the next one: they share what they begin with, and a study that
+    # is interrupted has a table.
+    order = sorted(range(len(tasks)), key=lambda i: tasks[i].seed)
     if jobs == 1:
-        yield ((i, partial(train_and_probe, task)) for i, task in enumerate(tasks))
+        known_at_init.cache_clear()  # of play that may have lain in the same place
+        yield ((i, partial(train_and_probe, tasks[i])) for i in order)
         return
     # Spawned: a process that was forked cannot use a GPU.
     spawn = multiprocessing.get_context("spawn")
     workers = min(jobs, len(tasks))
     with ProcessPoolExecutor(workers, mp_context=spawn, initializer=keep_freed_memory) as pool:
-        futures = {pool.submit(train_and_probe, task): i for i, task in enumerate(tasks)}
+        futures = {pool.submit(train_and_probe, tasks[i]): i for i in order}
         try:
             yield ((futures[future], future.result) for future in as_completed(futures))
         except BaseException:

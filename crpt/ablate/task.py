@@ -16,7 +16,7 @@ from crpt.config import ProbeConfig
 from crpt.encoder import Encoder, EncoderConfig, initial_encoder
 from crpt.pretrain import STAGE as PRETRAIN
 from crpt.pretrain.inputs import dataset_identity
-from crpt.probe import probe, to_json
+from crpt.probe import check_play, probe, to_json
 from crpt.probe.knowledge import Knowledge, measure
 from crpt.replay import ReplayBuffer
 from crpt.run_directory import RunDirectory
@@ -83,19 +83,22 @@ def _measure(task: Task, run: RunDirectory) -> dict[str, Any]:
     config = replace(task.variant.config, keep_checkpoints=1)
     encoder = pretrain_stage(context, config)
     trained = time.monotonic()
+    play = ReplayBuffer.open(task.probe_dataset)
+    check_play(play, encoder)
+    at_init = known_at_init(
+        replace(encoder.config, prototypes=0),  # as the initial one has
+        task.seed,
+        task.probe,
+        task.probe_dataset,
+        task.probed,
+        encoder.frame_stack,
+        task.device,
+    )
     result = probe(
         task.probe,
-        ReplayBuffer.open(task.probe_dataset),
+        play,
         encoder,
-        _known_at_init(
-            replace(encoder.config, prototypes=0),  # as the initial one has
-            task.seed,
-            task.probe,
-            task.probe_dataset,
-            task.probed,
-            encoder.frame_stack,
-            task.device,
-        ),
+        at_init,
         seen=tuple(encoder.metadata["domains"]),
         domains=task.probed,
         device=task.device,
@@ -120,7 +123,7 @@ def _measure(task: Task, run: RunDirectory) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=8)
-def _known_at_init(
+def known_at_init(
     config: EncoderConfig,
     seed: int,
     probe_config: ProbeConfig,
@@ -129,8 +132,8 @@ def _known_at_init(
     frame_stack: int,
     device: str,
 ) -> Knowledge:
-    """Most variants of a study begin with the same encoder."""
-    return measure(
+    """Most variants of a study begin with the same encoder. Its embeddings are not kept."""
+    known = measure(
         probe_config,
         ReplayBuffer.open(dataset),
         initial_encoder(config, seed),
@@ -139,6 +142,7 @@ def _known_at_init(
         device=device,
         progress=False,
     )
+    return replace(known, z={})
 
 
 def _probed(run: RunDirectory) -> set[str]:

@@ -8,6 +8,7 @@ that it frees is half of the difference. They take turns, so that drift of the m
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
 import statistics
@@ -66,7 +67,7 @@ class PretrainArguments:
     updates: int = 12
     """Timed for each side."""
     transitions: int = 3_000
-    """In the buffer; frames of random pixels."""
+    """In the buffer; frames of random pixels. The usual way takes 127 KB for each."""
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     """cpu, cuda, cuda:1, ..."""
     json: Path | None = None
@@ -309,9 +310,9 @@ def usual_update(config: PretrainConfig, buffer: ReplayBuffer, device: str) -> C
     return update
 
 
-def usual_replay(buffer: ReplayBuffer, frame_stack: int) -> UsualReplay:
-    """The same transitions, in numpy's hands."""
-    frames = np.array(buffer.arrays(DOMAIN)["frames"])
+def usual_replay(buffer: ReplayBuffer, frame_stack: int, least: float = math.inf) -> UsualReplay:
+    """The same transitions, in numpy's hands; of the first episodes, `least` at least."""
+    frames = buffer.arrays(DOMAIN)["frames"]
     _, c, h, w = frames.shape
     obs, next_obs = [], []
     for slots in buffer.episodes(DOMAIN):
@@ -321,6 +322,8 @@ def usual_replay(buffer: ReplayBuffer, frame_stack: int) -> UsualReplay:
         stacks = frames[index].reshape(-1, frame_stack * c, h, w)
         obs.append(stacks[:-1])
         next_obs.append(stacks[1:])
+        if sum(map(len, obs)) >= least:
+            break
     return UsualReplay(np.concatenate(obs), np.concatenate(next_obs))
 
 

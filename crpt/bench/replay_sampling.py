@@ -80,7 +80,7 @@ def _check(buffer: ReplayBuffer, domain: str) -> None:
     batch = buffer.gather(domain, slots, pad=0)
     # Both in the order of the episodes.
     rows, zeros = np.arange(len(slots)), np.zeros((2, len(slots), 2), np.int64)
-    obs, next_obs = usual_chain(buffer, FRAME_STACK).views(rows, zeros, 0)
+    obs, next_obs = usual_chain(buffer, FRAME_STACK, len(slots)).views(rows, zeros, 0)
     for name, mine, wanted in (("obs", batch.obs, obs), ("next_obs", batch.next_obs, next_obs)):
         if not torch.equal(mine, (wanted * 255).round().to(torch.uint8)):
             raise RuntimeError(f"{name} should be the stacked frames, got others: not timed")

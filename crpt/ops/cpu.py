@@ -179,8 +179,7 @@ def intrinsic_loss_cpu(prototypes: Tensor, offset: float) -> tuple[Tensor, Tenso
 @_impl("intrinsic_loss_backward")
 def intrinsic_loss_backward_cpu(grad: Tensor, prototypes: Tensor, weights: Tensor) -> Tensor:
     checks.intrinsic_loss_backward(grad, prototypes, weights)
-    # The weights are positive: the terms cancel unless the prototypes are nearly alike.
-    product = matmul(weights, _to(prototypes, weights.dtype), cancels=True)
+    product = matmul(weights, _to(prototypes, weights.dtype))
     if grad.dim() > 0 or grad.item() != 1:
         scale = _to(grad, weights.dtype)
         product.mul_(scale if scale.dim() == 0 else scale[..., None, None])
@@ -218,17 +217,16 @@ def prototype_objective_cpu(
         intrinsic.data_ptr(), _DTYPE[dtype], loss.numel(), b, m, temperature, intrinsic_weight,
         offset, threads,
     )  # fmt: skip
-    # In the place of the products now are G, the gradient of s C^T, whose rows and columns sum to
-    # nothing or nearly so, and below it w W.
+    # In the place of the products now are G, the gradient of s C^T, whose rows sum to nothing, and
+    # below it w W.
     grad_e = grad_c = _empty((*leading, 0), compute)
     if of_embeddings:
         grad_s = matmul(products.narrow(-2, 0, b), c, cancels=True)
         grad_e = _row_normalize_backward(grad_s, rows.narrow(-2, 0, b), norm)
     if of_prototypes:
         # G^T s + w W C (W is symmetric), each a sum of its own: one over B + M ends with the larger
-        # error. W is positive, and where prototypes are nearly alike the second does not cancel;
-        # with w <= 1 it is the smaller one there.
-        grad_c = matmul(products.narrow(-2, 0, b).mT, rows.narrow(-2, 0, b), cancels=True)
+        # error. With w <= 1 the second is small beside the first.
+        grad_c = matmul(products.narrow(-2, 0, b).mT, rows.narrow(-2, 0, b))
         if intrinsic_weight > 0:
             grad_c.add_(matmul(products.narrow(-2, b, m), c, cancels=intrinsic_weight <= 1))
     if grad_e is grad_c:

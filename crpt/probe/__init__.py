@@ -79,7 +79,7 @@ def probe(
     Raises ValueError for a dataset that was drawn otherwise than what the encoder was trained on;
     warns of one that was played with another action repeat.
     """
-    _check_play(dataset, encoder)
+    check_play(dataset, encoder)
     names = sorted(domains or dataset.domains, key=lambda name: (name not in seen, name))
 
     def known_to(measured: Encoder, name: str) -> Knowledge:
@@ -94,6 +94,13 @@ def probe(
             name=name,
         )
 
+    if isinstance(initial, Knowledge):
+        known = {domain for _, domain in initial.figures}
+        if known != set(names):
+            raise ValueError(
+                f"initial should be what is known of {', '.join(sorted(names))}, got it of "
+                f"{', '.join(sorted(known))}"
+            )
     init = known_to(initial, "probe init") if isinstance(initial, Encoder) else initial
     trained = known_to(encoder, "probe trained")
     return Probe(
@@ -138,7 +145,9 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def _check_play(dataset: ReplayBuffer, encoder: Encoder) -> None:
+def check_play(dataset: ReplayBuffer, encoder: Encoder) -> None:
+    """ValueError where the dataset was drawn otherwise than what the encoder was trained on; a
+    warning where it was played otherwise."""
     render, repeat = (
         (dataset.metadata.get(key), encoder.metadata.get(key))
         for key in ("render", "action_repeat")
