@@ -103,7 +103,7 @@ def chosen(module: str, what: str, told: Mapping[str, str]) -> str:
     with without_traceback(""):
         if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
             width = max(map(len, told))
-            print(usage, *(f"  {name:{width}} {text}" for name, text in told.items()), sep="\n")
+            print(usage, *(f"  {name:{width}}  {text}" for name, text in told.items()), sep="\n")
             sys.exit(0 if len(sys.argv) > 1 else 2)
         if sys.argv[1] not in told:
             names = ", ".join(told)
