@@ -117,10 +117,11 @@ def without_traceback(when_interrupted: str) -> Iterator[None]:
     try:
         try:
             yield
-        except SystemExit:
-            sys.stdout.flush()
+        except SystemExit as ending:
+            if not ending.code:
+                _flush()
             raise
-        sys.stdout.flush()  # here, where it is no error that nobody reads
+        _flush()  # here, where it is no error that nobody reads
     except (Interrupted, KeyboardInterrupt) as error:
         detail = f": {error}" if str(error) else ""
         if distributed.leads():
@@ -171,6 +172,11 @@ def _scan(argv: list[str], default: Preset) -> tuple[Preset, str]:
     parser.add_argument("--seed", default="0")
     known, _ = parser.parse_known_args([a for a in argv if a not in ("-h", "--help")])
     return (known.preset if known.preset in get_args(Preset) else default), known.seed
+
+
+def _flush() -> None:
+    if sys.stdout is not None:  # closed by who started this
+        sys.stdout.flush()
 
 
 def _nobody_reads() -> bool:

@@ -173,6 +173,21 @@ def test_that_nobody_reads_is_no_error(command, lines):
     assert unread(*command, lines=lines) == (128 + signal.SIGPIPE, "")
 
 
+@pytest.mark.parametrize(("code", "ends"), [("print('done')", 0), ("raise SystemExit(3)", 3)])
+def test_a_closed_output_is_no_error(code, ends):
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$0" "$@" >&-', sys.executable, "-c", PRINTS + code],
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (ends, "")
+
+
+def test_a_failure_is_told_also_where_nobody_reads():
+    code, errors = unread("-c", PRINTS + "print('one line'); raise SystemExit('what is wrong')")
+    assert "what is wrong" in errors
+    assert code != 128 + signal.SIGPIPE
+
+
 def test_the_list_of_commands_need_not_be_read():
     assert unread("-m", "crpt") == (-signal.SIGPIPE, "")
 

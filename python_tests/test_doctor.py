@@ -3,30 +3,43 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from crpt import doctor, ops
+from crpt import ops
+from crpt.doctor import examination as doctor
 from crpt.envs.rendering import IncompatibleVersionsError, RenderingUnavailableError
 
 
-def drawn() -> str:
-    return "egl, a toy"
+def drawn() -> doctor.Finding:
+    return doctor.Finding("ok", "rendering by a toy")
 
 
-def not_drawn() -> str:
+def not_drawn() -> doctor.Finding:
     raise RenderingUnavailableError("no OpenGL to render with; apt-get install it")
 
 
-def aborted() -> str:
+def not_installed() -> doctor.Finding:
+    raise ModuleNotFoundError("No module named 'mujoco'")
+
+
+def aborted() -> doctor.Finding:
     os.abort()
 
 
-def found(draw=drawn) -> list[doctor.Finding]:
-    return list(doctor.findings(draw))
+def hanging() -> doctor.Finding:
+    time.sleep(600)
+    raise AssertionError
+
+
+def found(draw=drawn, patience=60.0) -> list[doctor.Finding]:
+    return list(doctor.findings(draw, patience))
 
 
 def of_level(level: str, findings: list[doctor.Finding]) -> list[str]:
@@ -38,16 +51,23 @@ def test_a_machine_that_lacks_nothing():
     assert not of_level("error", findings)
     said = "\n".join(of_level("ok", findings))
     for part in (
-        f"torch {torch.__version__}", "operators on the CPU", "dm_control 1.0.50 with mujoco 3.17.",
-        "rendering by egl, a toy",
+        f"torch {torch.__version__}", "dm_control 1.0.50 with mujoco 3.17.", "rendering by a toy",
     ):  # fmt: skip
         assert part in said
+
+
+@pytest.mark.parametrize(("units", "precision"), [(True, "bf16"), (False, "fp32")])
+def test_the_precision_of_the_cpu_is_told(monkeypatch, units, precision):
+    monkeypatch.setattr(doctor, "_cpu", SimpleNamespace(bf16_units=units, isa="avx2"))
+    (line,) = [what for what in of_level("ok", found()) if "on the CPU" in what]
+    assert line.startswith("operators on the CPU: avx2 kernels, ")
+    assert line.endswith(f"; --precision auto is {precision}")
 
 
 def test_an_operator_that_errs_is_named(monkeypatch):
     monkeypatch.setattr(ops, "sinkhorn", lambda scores: torch.zeros_like(scores))
     (error,) = of_level("error", found())
-    assert error.startswith("operators on the CPU: sinkhorn is 0.")
+    assert re.match(r"operators on the CPU: they are [\d.]+ off their twins", error)
 
     def refuse(scores):
         raise RuntimeError("no kernel image for this device")
@@ -62,17 +82,39 @@ def test_versions_that_do_not_match_come_with_the_remedy(monkeypatch):
         raise IncompatibleVersionsError("got mujoco 4.0; pip uninstall it")
 
     monkeypatch.setattr("crpt.envs.rendering.check_versions", refuse)
-    assert of_level("error", found()) == ["got mujoco 4.0; pip uninstall it"]
+    findings = found()
+    assert of_level("error", findings) == ["got mujoco 4.0; pip uninstall it"]
+    assert not any("rendering" in finding.what for finding in findings)  # it would say so, too
+
+
+def test_versions_that_were_not_tested_are_told(monkeypatch):
+    monkeypatch.setattr(doctor, "version", lambda name: {"mujoco": "3.18.1"}.get(name, "1.0.50"))
+    note = "dm_control 1.0.50 with mujoco 3.18.1; tested are dm_control 1.0.50 with mujoco 3.17"
+    assert note in of_level("note", found())
 
 
 @pytest.mark.parametrize(
     ("draw", "message"),
-    [(not_drawn, "apt-get install it"), (aborted, "was killed or aborted; another backend")],
+    [
+        (not_drawn, "apt-get install it"),
+        (not_installed, "No module named 'mujoco'; pip uninstall -y mujoco"),
+        (aborted, "drawing ended its process, by -6; another backend"),
+        (hanging, "no frames within 10 s; another backend"),
+    ],
 )
 def test_what_keeps_frames_from_being_drawn_is_told(draw, message):
-    (error,) = of_level("error", found(draw))
+    (error,) = of_level("error", found(draw, patience=10 if draw is hanging else 60))
     assert error.startswith("rendering: ")
     assert message in error
+
+
+@pytest.mark.parametrize(
+    ("there", "told"), [(True, "the machine's GPU is not used"), (False, "no GPU")]
+)
+def test_a_build_without_cuda_says_so(monkeypatch, there, told):
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(doctor, "kernel_has_gpu", lambda: there)
+    assert f"{told}: torch {torch.__version__} was built without CUDA" in of_level("note", found())
 
 
 @pytest.mark.parametrize(
@@ -89,35 +131,32 @@ def test_a_gpu_that_cannot_be_used(monkeypatch, usable, compiled, level, message
     assert any(message in what for what in of_level(level, found()))
 
 
-@pytest.mark.parametrize(
-    ("capability", "difference", "level", "message"),
-    [
-        ((9, 0), 0.0, "ok", "operators on cuda:0, a GPU, sm_90; --precision auto is bf16"),
-        ((7, 5), 0.0, "ok", "operators on cuda:0, a GPU, sm_75; --precision auto is fp32"),
-        ((7, 5), 0.5, "error", "operators on cuda:0, a GPU, sm_75: sinkhorn is 0.5 off"),
-    ],
-)
-def test_operators_are_tried_on_every_gpu(monkeypatch, capability, difference, level, message):
-    """The GPU's part is played by the CPU."""
-    wrong_on = doctor._wrong_on
+def test_every_gpu_is_tried(monkeypatch):
+    capabilities = [(9, 0), (7, 5), (8, 6), None]
 
-    def tried(device):
-        if device.type == "cpu":
-            return None
-        with monkeypatch.context() as patch:
-            patch.setattr(
-                ops, "sinkhorn", lambda scores: doctor.reference.sinkhorn(scores) + difference
-            )
-            return wrong_on(torch.device("cpu"))
+    def capability(device):
+        if capabilities[device.index] is None:
+            raise RuntimeError("device is busy")
+        return capabilities[device.index]
 
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", capability)
     monkeypatch.setattr("crpt.ops.cuda.AVAILABLE", True)
-    monkeypatch.setattr(doctor, "_wrong_on", tried)
-    assert any(what.startswith(message) for what in of_level(level, found()))
+    monkeypatch.setattr(
+        doctor, "_wrong_on", lambda device: "no kernel" if device.index == 2 else None
+    )
+    findings = found()
+    assert [what for what in of_level("ok", findings) if "cuda" in what] == [
+        "operators on cuda:0, a GPU, sm_90; --precision auto is bf16",
+        "operators on cuda:1, a GPU, sm_75; --precision auto is fp32",
+    ]
+    assert of_level("error", findings) == [
+        "operators on cuda:2, a GPU, sm_86: no kernel",
+        "operators on cuda:3: RuntimeError: device is busy",
+    ]
 
 
 def test_what_an_extra_lacks_is_named(monkeypatch):
@@ -137,3 +176,14 @@ def test_the_command_draws_and_says_whether_all_is_well():
     )
     assert off.returncode == 1
     assert "error rendering: rendering is turned off by MUJOCO_GL=off; unset it" in off.stdout
+
+
+def test_without_compiled_kernels_it_says_how_to_build_them():
+    script = (
+        "import runpy, sys; sys.modules['crpt._cpu'] = None; sys.argv = ['doctor'];"
+        "runpy.run_module('crpt.doctor', run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error crpt's compiled operators could not be imported")
+    assert "Traceback" not in done.stderr

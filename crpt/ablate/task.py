@@ -16,7 +16,7 @@ from crpt.config import ProbeConfig
 from crpt.encoder import Encoder, EncoderConfig, initial_encoder
 from crpt.pretrain import STAGE as PRETRAIN
 from crpt.pretrain.inputs import dataset_identity
-from crpt.probe import check_play, probe, to_json
+from crpt.probe import probe, to_json
 from crpt.probe.knowledge import Knowledge, measure
 from crpt.replay import ReplayBuffer
 from crpt.run_directory import RunDirectory
@@ -83,8 +83,6 @@ def _measure(task: Task, run: RunDirectory) -> dict[str, Any]:
     config = replace(task.variant.config, keep_checkpoints=1)
     encoder = pretrain_stage(context, config)
     trained = time.monotonic()
-    play = ReplayBuffer.open(task.probe_dataset)
-    check_play(play, encoder)
     at_init = known_at_init(
         replace(encoder.config, prototypes=0),  # as the initial one has
         task.seed,
@@ -96,7 +94,7 @@ def _measure(task: Task, run: RunDirectory) -> dict[str, Any]:
     )
     result = probe(
         task.probe,
-        play,
+        ReplayBuffer.open(task.probe_dataset),
         encoder,
         at_init,
         seen=tuple(encoder.metadata["domains"]),

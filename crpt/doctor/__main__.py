@@ -8,7 +8,7 @@ import tyro
 
 try:
     from crpt import cli
-    from crpt.doctor import findings
+    from crpt.doctor.examination import findings
 except ImportError as problem:  # without compiled kernels there is nothing else to look at
     sys.exit(f"error {problem}")
 

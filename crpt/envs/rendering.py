@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 _DEVICE = "MUJOCO_EGL_DEVICE_ID"
 _DEBIAN_PACKAGES = {"egl": "libegl1 libgl1-mesa-dri", "osmesa": "libosmesa6"}
 _OFF = ("off", "disable", "disabled", "false", "0")
-_MUJOCO_REMEDY = (
+MUJOCO_REMEDY = (
     "pip uninstall -y mujoco mujoco-core mujoco-studio && "
     "pip install 'dm_control==1.0.50' 'mujoco>=3.17,<3.18'"
 )
@@ -77,7 +77,7 @@ def check_versions() -> None:
     for name in ("dm_control", "mujoco"):
         if found[name] is None:
             raise IncompatibleVersionsError(
-                f"{name} is not installed; environments need it: {_MUJOCO_REMEDY}"
+                f"{name} is not installed; environments need it: {MUJOCO_REMEDY}"
             )
     # mujoco 4 is three packages that write into one folder: any of them breaks an older mujoco.
     newer = {name: version for name, version in found.items() if name != "dm_control" and version}
@@ -85,7 +85,7 @@ def check_versions() -> None:
         listed = ", ".join(f"{name} {version}" for name, version in newer.items())
         raise IncompatibleVersionsError(
             f"dm_control {found['dm_control']} should be paired with mujoco >=3.17,<3.18, "
-            f"got {listed}; they share files, so remove all of them first: {_MUJOCO_REMEDY}"
+            f"got {listed}; they share files, so remove all of them first: {MUJOCO_REMEDY}"
         )
 
 

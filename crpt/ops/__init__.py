@@ -5,8 +5,9 @@ specification, and what the tests compare with. What holds for all of them:
 
 Numbers.    float32, float16, bfloat16 (accumulated in float32) and float64; the error against
             float64, in the root of the mean square, is at most twice that of the twin in the same
-            precision. Deterministic from run to run, and, where no matrix product of torch's takes
-            part, the same bits whatever the number of threads.
+            precision: three times where oneDNN takes float32 products with sums of more than 192
+            terms (crpt.ops.gemm). Deterministic from run to run, and, where no matrix product of
+            torch's takes part, the same bits whatever the number of threads.
 Memory.     Inputs may have any strides and are never written to, but for the `out` of frame_stack.
             frame_stack and random_shift read images where they lie; on a CPU the others do so with
             matrices whose rows are contiguous and equally far apart (some columns of a larger one,

@@ -217,18 +217,17 @@ def prototype_objective_cpu(
         intrinsic.data_ptr(), _DTYPE[dtype], loss.numel(), b, m, temperature, intrinsic_weight,
         offset, threads,
     )  # fmt: skip
-    # In the place of the products now are G, the gradient of s C^T, whose rows sum to nothing, and
-    # below it w W.
+    # In the place of the products now are G, the gradient of s C^T, and below it w W.
     grad_e = grad_c = _empty((*leading, 0), compute)
     if of_embeddings:
-        grad_s = matmul(products.narrow(-2, 0, b), c, cancels=True)
+        grad_s = matmul(products.narrow(-2, 0, b), c)
         grad_e = _row_normalize_backward(grad_s, rows.narrow(-2, 0, b), norm)
     if of_prototypes:
         # G^T s + w W C (W is symmetric), each a sum of its own: one over B + M ends with the larger
-        # error. With w <= 1 the second is small beside the first.
+        # error.
         grad_c = matmul(products.narrow(-2, 0, b).mT, rows.narrow(-2, 0, b))
         if intrinsic_weight > 0:
-            grad_c.add_(matmul(products.narrow(-2, b, m), c, cancels=intrinsic_weight <= 1))
+            grad_c.add_(matmul(products.narrow(-2, b, m), c))
     if grad_e is grad_c:
         grad_c = _empty((*leading, 0), compute)
     return loss, comparison, intrinsic, grad_e, grad_c

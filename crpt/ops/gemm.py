@@ -21,19 +21,16 @@ _enabled = getattr(_C, "_get_mkldnn_enabled", lambda: bool(torch.backends.mkldnn
 # Multiplications from which the faster product outweighs oneDNN's 10 us a call.
 _WORTH_A_CALL = 1 << 21
 # Terms that one call of oneDNN's may sum. It adds hundreds of them in one chain, where MKL begins
-# anew after 192 or so: of terms of one sign the error is 1.5 to 1.9 times MKL's at 256, 2.9 at 512,
-# and 4 at 2,048; of terms that cancel 1.6 at 512. Two parts of 256 take a fourth longer than one of
-# 512.
-_LONGEST_SUM = 256
+# anew after 192 or so. The error, over MKL's: 1.1 to 1.9 for scattered terms; for terms of one
+# sign, or in groups that are alike, up to 2.9, without an end 4 at 2,048. Parts of 256 would leave
+# 2.6 of it and take a fourth longer.
+_LONGEST_SUM = 512
 
 
-def matmul(a: Tensor, b: Tensor, *, cancels: bool = False) -> Tensor:
-    """a @ b, also where autocast would have lowered the precision. For real tensors only.
-
-    cancels: the terms of a sum do, so that twice as many may be summed in one chain.
-    """
+def matmul(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b, also where autocast would have lowered the precision. For real tensors only."""
     if _by_onednn(a, b):
-        return _onednn(a, b, 2 * _LONGEST_SUM if cancels else _LONGEST_SUM)
+        return _onednn(a, b)
     device = a.device.type
     if torch.is_autocast_enabled(device):
         with torch.autocast(device, enabled=False):
@@ -63,25 +60,25 @@ def _by_onednn(a: Tensor, b: Tensor) -> bool:
     )
 
 
-def _onednn(a: Tensor, b: Tensor, longest: int) -> Tensor:
+def _onednn(a: Tensor, b: Tensor) -> Tensor:
     if b.dim() == 2:
         if _turns(a, b):
-            return _by_rows(_in_parts(b.mT, a, longest).mT)
-        return _in_parts(a, b.mT, longest)
+            return _by_rows(_in_parts(b.mT, a).mT)
+        return _in_parts(a, b.mT)
     leading = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     a = a.expand(*leading, *a.shape[-2:]).flatten(0, -3)
     b = b.expand(*leading, *b.shape[-2:]).flatten(0, -3)
     out = a.new_empty((*a.shape[:-1], b.shape[-1]))
     for x, y, product in zip(a.unbind(), b.unbind(), out.unbind(), strict=True):
-        product.copy_(_onednn(x, y, longest))  # one by one: stacked they would be held twice
+        product.copy_(_onednn(x, y))  # one by one: stacked they would be held twice
     return out.view(*leading, *out.shape[-2:])
 
 
-def _in_parts(rows: Tensor, weight: Tensor, longest: int) -> Tensor:
-    """rows @ weight.T, [..., K] and [N, K] -> [..., N], in equal parts of no more than `longest` of
-    K."""
+def _in_parts(rows: Tensor, weight: Tensor) -> Tensor:
+    """rows @ weight.T, [..., K] and [N, K] -> [..., N], in equal parts of no more than
+    _LONGEST_SUM of K."""
     length = rows.shape[-1]
-    parts = -(-length // longest)
+    parts = -(-length // _LONGEST_SUM)
     if parts <= 1:
         return _linear(_by_rows(rows), _strided(weight))
     size = -(-length // parts)

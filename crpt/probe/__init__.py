@@ -79,7 +79,7 @@ def probe(
     Raises ValueError for a dataset that was drawn otherwise than what the encoder was trained on;
     warns of one that was played with another action repeat.
     """
-    check_play(dataset, encoder)
+    _check_play(dataset, encoder)
     names = sorted(domains or dataset.domains, key=lambda name: (name not in seen, name))
 
     def known_to(measured: Encoder, name: str) -> Knowledge:
@@ -145,7 +145,7 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def check_play(dataset: ReplayBuffer, encoder: Encoder) -> None:
+def _check_play(dataset: ReplayBuffer, encoder: Encoder) -> None:
     """ValueError where the dataset was drawn otherwise than what the encoder was trained on; a
     warning where it was played otherwise."""
     render, repeat = (

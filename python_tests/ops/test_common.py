@@ -27,14 +27,10 @@ MOVES_ONLY = ("random_shift", "frame_stack")
 
 
 def assert_within_budget(
-    got: Tensor,
-    twin: Tensor,
-    exact: Tensor,
-    terms: float = 0.0,
-    at_most: int = 2,
+    got: Tensor, twin: Tensor, exact: Tensor, terms: float = 0.0, times: int = 2
 ) -> None:
-    """No further from the exact value than twice the twin in the same precision, in the root of the
-    mean square, and at most twice (`at_most`).
+    """No further from the exact value than twice the twin in the same precision: in the root of the
+    mean square, and at most.
 
     Beside what luck decides: both compute in float32, whatever the dtype of the result, and either
     may happen to be exact. So two ulps of float32 are allowed, and less in the mean of many. In
@@ -51,9 +47,9 @@ def assert_within_budget(
     got, twin, exact = (x.detach().double().cpu() for x in (got, twin, exact))
     if exact.abs().max() < 1e-9:  # terms of about 1 that cancelled
         terms = 4.0
-    for measure, factor, luck in ((largest, at_most, most), (root_mean_square, 2, mean)):
+    for measure, luck in ((largest, most), (root_mean_square, mean)):
         error, twins_error = measure(got - exact), measure(twin - exact)
-        assert error <= factor * twins_error + luck * max(measure(exact), terms), (
+        assert error <= times * twins_error + luck * max(measure(exact), terms), (
             f"error {error:.3g}, the twin's {twins_error:.3g}"
         )
 

@@ -27,6 +27,8 @@ KINDS: dict[str, Callable[[Tensor], Tensor]] = {
     "offset": lambda x: x + 100,
     "huge": lambda x: x * 1e4,
     "tiny": lambda x: x * 1e-4,
+    "clusters": lambda x: x[..., torch.arange(x.shape[-2]) % 8, :] + 0.05 * x,
+    "low_rank": lambda x: x[..., :2] @ x[..., :2, :],
     "mixed": lambda x: x * torch.logspace(-3, 3, x.shape[-2], dtype=x.dtype)[:, None],
 }
 
@@ -90,11 +92,11 @@ CASES: dict[str, Callable[[str], tuple[tuple[Any, ...], tuple[int, ...]]]] = {
         objective(kind, b=512, m=512, d=128, spread=True),
         (0, 1),
     ),
-    "prototype_objective, weight 1": lambda kind: (
+    "prototype_objective of many, weight 1": lambda kind: (
         (*objective(kind, b=512, m=512, d=128), 0.1, 1.0),
         (0, 1),
     ),
-    "prototype_objective, weight 10": lambda kind: (
+    "prototype_objective of many, weight 10": lambda kind: (
         (*objective(kind, b=512, m=512, d=128), 0.1, 10.0),
         (0, 1),
     ),
@@ -117,13 +119,8 @@ CASES: dict[str, Callable[[str], tuple[tuple[Any, ...], tuple[int, ...]]]] = {
 }
 
 
-ONE_CHAIN = {
-    "prototype_objective of many",
-    "prototype_objective of more",
-    "prototype_objective of more, spread",
-    "prototype_objective, weight 1",
-    "prototype_objective, weight 10",
-}
+# Sums of more than 192 terms.
+LONG = {name for name in CASES if "of m" in name or "long" in name}
 
 
 def results(function: Any, args: tuple[Any, ...], wanted: tuple[int, ...]) -> list[Tensor]:
@@ -166,8 +163,7 @@ def test_error_is_at_most_twice_the_twins(
     got = results(getattr(ops, name), args, wanted)
     twin = results(getattr(reference, name), args, wanted)
     exact = results(getattr(reference, name), exact_args, wanted)
-    # One chain for sums over the prototypes, of terms that cancel (crpt.ops.gemm): its error is
-    # within budget in the mean square, and not everywhere.
-    at_most = 3 if case in ONE_CHAIN and device == "cpu" and gemm.ONEDNN else 2
+    # As crpt.ops has it of long sums of products; the twin's are always MKL's.
+    times = 3 if case in LONG and device == "cpu" and gemm.ONEDNN else 2
     for g, t, e, terms in zip(got, twin, exact, terms_of(name, args), strict=False):
-        assert_within_budget(g, t, e, terms, at_most)
+        assert_within_budget(g, t, e, terms, times)

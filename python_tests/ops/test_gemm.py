@@ -98,14 +98,14 @@ def test_the_product_of_a_large_transpose_is_turned(leading: tuple[int, ...]) ->
 
 @pytest.mark.skipif(not gemm.ONEDNN, reason="oneDNN is not the faster one on this CPU")
 @pytest.mark.parametrize("turned", [False, True])
-def test_the_error_of_long_sums_is_at_most_twice_that_of_the_other(turned: bool) -> None:
+def test_the_error_of_long_sums_is_at_most_three_times_that_of_the_other(turned: bool) -> None:
     """Of terms of one sign it grows with the longest chain of additions."""
     a, b = torch.rand(256, 2048), torch.rand(2048, 64)
     if turned:
         a = a.mT.contiguous().mT
     exact = a.double() @ b.double()
     error, others = ((x - exact).square().mean().sqrt() for x in (gemm.matmul(a, b), a @ b))
-    assert error <= 2 * others
+    assert error <= 3 * others
 
 
 def test_onednn_gets_matrices_without_gaps() -> None:
