@@ -99,14 +99,14 @@ def chosen(module: str, what: str, told: Mapping[str, str]) -> str:
 
     Where there is none, or another, the process ends with what there is: 0 for --help, else 2.
     """
-    usage = f"usage: python -m {module} {{{' | '.join(told)}}} [--help]"
+    names = " | ".join(told)
+    usage = f"usage: python -m {module} {{{names}}} [--help]"
     with without_traceback(""):
         if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
             width = max(map(len, told))
             print(usage, *(f"  {name:{width}}  {text}" for name, text in told.items()), sep="\n")
             sys.exit(0 if len(sys.argv) > 1 else 2)
         if sys.argv[1] not in told:
-            names = ", ".join(told)
             sys.exit(_say(f"{what} should be {names}, got {sys.argv[1]}\n{usage}", code=2))
     return sys.argv[1]
 

@@ -160,10 +160,12 @@ def test_every_gpu_is_tried(monkeypatch):
 
 
 def test_what_an_extra_lacks_is_named(monkeypatch):
-    find = doctor.find_spec
-    monkeypatch.setattr(doctor, "find_spec", lambda n: None if n == "tensorboard" else find(n))
-    notes = of_level("note", found())
-    assert 'extra report: without tensorboard; pip install "crpt[report]"' in notes
+    monkeypatch.setattr(doctor, "find_spec", lambda name: None if name == "tensorboard" else name)
+    findings = found()
+    assert 'extra report: without tensorboard; pip install "crpt[report]"' in of_level(
+        "note", findings
+    )
+    assert {"extra hub", "extra gymnasium"} <= set(of_level("ok", findings))
 
 
 def test_the_command_draws_and_says_whether_all_is_well():
