@@ -148,7 +148,7 @@ def _submitted(
 ) -> Iterator[Iterator[tuple[int, Callable[[], dict[str, Any]]]]]:
     """(number, what gives the figures or raises) of the tasks as they are done."""
     # All variants of a seed before the next one: they share what they begin with, and a study that
-    # is interrupted has a table.
+    # is interrupted has whole seeds, of which a table can be asked for.
     order = sorted(range(len(tasks)), key=lambda i: tasks[i].seed)
     if jobs == 1:
         known_at_init.cache_clear()  # of play that may have lain in the same place

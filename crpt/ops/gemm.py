@@ -21,7 +21,7 @@ _enabled = getattr(_C, "_get_mkldnn_enabled", lambda: bool(torch.backends.mkldnn
 # Multiplications from which the faster product outweighs oneDNN's 10 us a call.
 _WORTH_A_CALL = 1 << 21
 # Terms that one call of oneDNN's may sum. It adds hundreds of them in one chain, where MKL begins
-# anew after 192 or so. The error, over MKL's: 1.1 to 1.9 for scattered terms; for terms of one
+# anew after 192 or so. The error, over MKL's: 1.3 to 1.9 for scattered terms; for terms of one
 # sign, or in groups that are alike, up to 2.9, without an end 4 at 2,048. Parts of 256 would leave
 # 2.6 of it and take a fourth longer.
 _LONGEST_SUM = 512
