@@ -16,7 +16,7 @@ pytestmark = [
     pytest.mark.skipif(
         not (ROOT / "CMakeLists.txt").is_file(), reason="needs the sources, not only the package"
     ),
-    pytest.mark.timeout(3600),
+    pytest.mark.timeout(1800),
 ]
 
 
