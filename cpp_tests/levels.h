@@ -13,10 +13,10 @@
 
 namespace crpt::testing {
 
-// A kernel at one level: CRPT_AT(level, sinkhorn)(args).
+// A kernel at one level: CRPT_AT(level, sinkhorn)(args). amx is avx512.
 #if defined(__x86_64__)
 #define CRPT_AT(level, name)                              \
-  ((level) == ::crpt::Isa::avx512 ? &::crpt::avx512::name \
+  ((level) >= ::crpt::Isa::avx512 ? &::crpt::avx512::name \
    : (level) == ::crpt::Isa::avx2 ? &::crpt::avx2::name   \
                                   : &::crpt::baseline::name)
 #else

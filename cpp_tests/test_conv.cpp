@@ -6,6 +6,13 @@
 #include "levels.h"
 
 namespace crpt {
+
+// The kernels of tiles with plain loops in their place, for CPUs without.
+namespace plain_tiles {
+void conv_forward(const ConvForwardArgs& args);
+void conv_backward(const ConvBackwardArgs& args);
+}  // namespace plain_tiles
+
 namespace {
 
 using testing::coarse;
@@ -16,9 +23,10 @@ struct Shape {
 };
 
 // One layer and several; odd and even sizes; a single pixel; rows of every remainder by a tile;
-// more images than chunks; bands of every remainder.
-const Shape kShapes[] = {{2, 9, 84, 84, 1}, {1, 9, 41, 37, 4},  {3, 3, 20, 23, 3}, {1, 1, 3, 3, 1},
-                         {35, 2, 9, 8, 2},  {2, 16, 66, 12, 2}, {1, 17, 5, 64, 1}};
+// more images than chunks; bands of every remainder; pixels that fill their last step.
+const Shape kShapes[] = {{2, 9, 84, 84, 1},  {1, 9, 41, 37, 4}, {3, 3, 20, 23, 3},
+                         {1, 1, 3, 3, 1},    {35, 2, 9, 8, 2},  {1, 2, 33, 25, 2},
+                         {2, 16, 66, 12, 2}, {1, 17, 5, 64, 1}};
 
 double to_bf16(double x) {
   const uint32_t bits = __builtin_bit_cast(uint32_t, static_cast<float>(x));
@@ -122,11 +130,13 @@ struct Encoder {
   }
 };
 
-enum class Level { baseline, avx512bf16 };
+enum class Level { baseline, avx512bf16, plain_tiles, amx };
 
 std::vector<Level> conv_levels() {
-  return bf16_units() ? std::vector{Level::baseline, Level::avx512bf16}
-                      : std::vector{Level::baseline};
+  std::vector found{Level::baseline, Level::plain_tiles};
+  if (bf16_units()) found.push_back(Level::avx512bf16);
+  if (isa_supported(Isa::amx)) found.push_back(Level::amx);
+  return found;
 }
 
 class Conv : public ::testing::TestWithParam<Level> {
@@ -135,18 +145,28 @@ class Conv : public ::testing::TestWithParam<Level> {
 #if defined(CRPT_AVX512BF16)
     if (GetParam() == Level::avx512bf16) return avx512bf16::conv_forward(args);
 #endif
+#if defined(CRPT_AMX)
+    if (GetParam() == Level::amx) return amx::conv_forward(args);
+#endif
+    if (GetParam() == Level::plain_tiles) return plain_tiles::conv_forward(args);
     baseline::conv_forward(args);
   }
   static void backward(const ConvBackwardArgs& args) {
 #if defined(CRPT_AVX512BF16)
     if (GetParam() == Level::avx512bf16) return avx512bf16::conv_backward(args);
 #endif
+#if defined(CRPT_AMX)
+    if (GetParam() == Level::amx) return amx::conv_backward(args);
+#endif
+    if (GetParam() == Level::plain_tiles) return plain_tiles::conv_backward(args);
     baseline::conv_backward(args);
   }
 };
-INSTANTIATE_TEST_SUITE_P(Levels, Conv, ::testing::ValuesIn(conv_levels()), [](const auto& info) {
-  return info.param == Level::baseline ? "baseline" : "avx512bf16";
-});
+const char* level_name(const ::testing::TestParamInfo<Level>& info) {
+  constexpr const char* names[] = {"baseline", "avx512bf16", "plain_tiles", "amx"};
+  return names[static_cast<int>(info.param)];
+}
+INSTANTIATE_TEST_SUITE_P(Levels, Conv, ::testing::ValuesIn(conv_levels()), level_name);
 
 bool same(const std::vector<float>& a, const std::vector<float>& b) {
   return a.size() == b.size() && memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;

@@ -4,9 +4,12 @@ set(CRPT_KERNELS sinkhorn row_normalize prototype_loss prototype_objective intri
     random_shift frame_stack knn_distance transpose reorder)
 list(TRANSFORM CRPT_KERNELS PREPEND ${CMAKE_CURRENT_LIST_DIR}/kernels/ OUTPUT_VARIABLE kernel_sources)
 list(TRANSFORM kernel_sources APPEND .cpp)
-# The encoder's convolutions in bf16, for CPUs with units for it; everywhere else a plain form.
+# The encoder's convolutions in bf16, for CPUs with units for it, in vectors or in tiles; everywhere
+# else a plain form.
 set(conv_sources ${CMAKE_CURRENT_LIST_DIR}/kernels/conv_forward.cpp
     ${CMAKE_CURRENT_LIST_DIR}/kernels/conv_backward.cpp)
+set(conv_tile_sources ${CMAKE_CURRENT_LIST_DIR}/kernels/conv_forward_amx.cpp
+    ${CMAKE_CURRENT_LIST_DIR}/kernels/conv_backward_amx.cpp)
 
 if(NOT CRPT_SANITIZE MATCHES thread)
   find_package(OpenMP COMPONENTS CXX)
@@ -50,6 +53,16 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
   if(CRPT_COMPILES_AVX512BF16)
     crpt_add_level(avx512bf16 conv "${conv_sources}" ${avx512} -mavx512bf16)
     target_compile_definitions(crpt_cpu PUBLIC CRPT_AVX512BF16)
+    # With the assembler, which can be older than the compiler.
+    include(CheckCXXSourceCompiles)
+    set(CMAKE_REQUIRED_FLAGS "-mamx-tile -mamx-bf16")
+    check_cxx_source_compiles("int main() { __asm__(\"tdpbf16ps %tmm2, %tmm1, %tmm0\"); }"
+                              CRPT_COMPILES_AMX)
+    unset(CMAKE_REQUIRED_FLAGS)
+    if(CRPT_COMPILES_AMX)
+      crpt_add_level(amx conv "${conv_tile_sources}" ${avx512} -mavx512bf16 -mamx-tile -mamx-bf16)
+      target_compile_definitions(crpt_cpu PUBLIC CRPT_AMX)
+    endif()
   endif()
 endif()
 

@@ -34,6 +34,11 @@ inline void spread(const void* pair, Pairs& out) {
   out = Pairs{} + bits;
 }
 
+#if defined(__AVX512BF16__)
+// Intrinsics without a mask begin with a vector of anything, of which GCC 12 warns.
+constexpr __mmask16 kAllLanes = 0xFFFF;
+#endif
+
 // sum += a_first b_first + a_second b_second
 inline void add_products(const Pairs& a, const Pairs& b, Floats& sum) {
 #if defined(__AVX512BF16__)
@@ -41,6 +46,16 @@ inline void add_products(const Pairs& a, const Pairs& b, Floats& sum) {
 #else
   sum += (Floats)(a << 16) * (Floats)(b << 16);
   sum += (Floats)(a & 0xFFFF0000u) * (Floats)(b & 0xFFFF0000u);
+#endif
+}
+
+// max(x, 0); NaN stays.
+inline void relu(Floats& x) {
+#if defined(__AVX512BF16__)
+  x = (Floats)_mm512_maskz_max_ps(kAllLanes, _mm512_setzero_ps(), (__m512)x);
+#else
+  const Floats zero{};
+  x = x < 0 ? zero : x;
 #endif
 }
 
@@ -58,6 +73,41 @@ inline void round_to(const Floats& low, const Floats& high, Elements& out) {
 #endif
 }
 
+// 32 bytes as bf16, which holds all of them exactly.
+inline void widen_bytes(const uint8_t* bytes, Elements& out) {
+#if defined(__AVX512BF16__)
+  const auto floats = [](const uint8_t* from) {
+    const __m128i read = _mm_loadu_si128((const __m128i*)from);
+    return (__m512i)_mm512_maskz_cvtepi32_ps(kAllLanes,
+                                             _mm512_maskz_cvtepu8_epi32(kAllLanes, read));
+  };
+  // Their high halves: there is nothing to round.
+  const Pairs lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  const Pairs places = (4 * lanes + 1) | (4 * lanes + 3) << 16;
+  out = (Elements)_mm512_permutex2var_epi16(floats(bytes), (__m512i)places, floats(bytes + kLanes));
+#else
+  for (int64_t i = 0; i < 2 * kLanes; ++i) {
+    out[i] = static_cast<int16_t>(to_bits(static_cast<float>(bytes[i])) >> 16);
+  }
+#endif
+}
+
+// Pairs of two vectors' numbers as bf16: (first[i], second[i]).
+inline void round_pairs(const Floats& first, const Floats& second, Pairs& out) {
+  Elements rounded;
+  round_to(first, second, rounded);
+#if defined(__AVX512BF16__)
+  const Pairs lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  const Pairs places = lanes | (lanes + 16) << 16;
+  out = (Pairs)_mm512_permutexvar_epi16((__m512i)places, (__m512i)rounded);
+#else
+  for (int64_t i = 0; i < kLanes; ++i) {
+    out[i] = static_cast<uint16_t>(rounded[i]) |
+             static_cast<uint32_t>(static_cast<uint16_t>(rounded[kLanes + i])) << 16;
+  }
+#endif
+}
+
 // Pairs of the 32 elements of two vectors: (first[i], second[i]), those of i < 16 and the others.
 inline void interleave(const Elements& first, const Elements& second, Pairs& low, Pairs& high) {
 #if defined(__AVX512BF16__)
@@ -71,6 +121,24 @@ inline void interleave(const Elements& first, const Elements& second, Pairs& low
     low[i] = static_cast<uint16_t>(first[i]) | static_cast<uint32_t>(second[i]) << 16;
     high[i] = static_cast<uint16_t>(first[kLanes + i]) | static_cast<uint32_t>(second[kLanes + i])
                                                              << 16;
+  }
+#endif
+}
+
+// Of the 64 elements of two vectors those at even places, and those at odd ones.
+inline void part(const Elements& first, const Elements& second, Elements& even, Elements& odd) {
+#if defined(__AVX512BF16__)
+  const Pairs lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  const Pairs places = 4 * lanes | (4 * lanes + 2) << 16;
+  const __m512i a = (__m512i)first, b = (__m512i)second;
+  even = (Elements)_mm512_permutex2var_epi16(a, (__m512i)places, b);
+  odd = (Elements)_mm512_permutex2var_epi16(a, (__m512i)(places + 0x00010001u), b);
+#else
+  for (int64_t i = 0; i < kLanes; ++i) {
+    even[i] = first[2 * i];
+    odd[i] = first[2 * i + 1];
+    even[kLanes + i] = second[2 * i];
+    odd[kLanes + i] = second[2 * i + 1];
   }
 #endif
 }

@@ -1,11 +1,9 @@
+#include "kernels/conv_gradients.h"
 #include "kernels/conv_pixels.h"
 
 namespace crpt::CRPT_ISA {
 namespace {
 
-// Images whose gradients are summed up before those of other chunks are added: as many chunks as
-// threads can share well, whatever the number of threads.
-constexpr int64_t kMostChunks = 32;
 // Channels of the gradient in a tile of the weights': 8 x 3 sums, 3 vectors of pixels and a pair of
 // gradients fill 28 registers.
 constexpr int64_t kTileChannels = 8;
@@ -86,13 +84,6 @@ inline void pair_pixels(const BFloat16* row, int64_t count, int64_t step, Pairs*
     if (p + 1 < count) load(row + (p + 1) * kPixel, second);
     interleave(first, second, out[0], out[1]);
   }
-}
-
-// The gradient of what a relu gave: nothing where it gave nothing.
-inline void pass_relu(const BFloat16* given, Elements& grad) {
-  Elements x;
-  load(given, x);
-  grad &= x > 0;  // as of bf16
 }
 
 // Even and odd columns apart, and behind the last one zeros for a pair that begins in it.
@@ -292,45 +283,14 @@ class Backward {
   int64_t height_, width_;
 };
 
-// out[i] = the sum over chunks, in their order.
-inline void add_chunks(const float* sums, int64_t chunks, int64_t stride, int64_t begin,
-                       int64_t end, float* __restrict out) {
-  for (int64_t i = begin; i < end; ++i) out[i] = sums[i];
-  for (int64_t chunk = 1; chunk < chunks; ++chunk) {
-    const float* more = sums + chunk * stride;
-#pragma omp simd
-    for (int64_t i = begin; i < end; ++i) out[i] += more[i];
-  }
-}
-
 }  // namespace
 
 void conv_backward(const ConvBackwardArgs& args) {
   const Backward backward(args);
-  const int64_t size = backward.gradients();
-  if (args.batch == 0) {
-    memset(args.gradients, 0, size * sizeof(float));
-    return;
-  }
-  const int64_t per_chunk = (args.batch + kMostChunks - 1) / kMostChunks;
-  const int64_t chunks = (args.batch + per_chunk - 1) / per_chunk;
-  const int threads = static_cast<int>(args.threads < chunks ? args.threads : chunks);
-  const int64_t workspace = backward.workspace();
-  const Scratch<char> memory(threads * workspace);
-  const Scratch<float> sums(chunks * size);
-  for_each_item(chunks, threads, [&](int64_t chunk, int64_t worker) {
-    float* own = sums.get() + chunk * size;
-    memset(own, 0, size * sizeof(float));
-    const int64_t end = (chunk + 1) * per_chunk < args.batch ? (chunk + 1) * per_chunk : args.batch;
-    for (int64_t b = chunk * per_chunk; b < end; ++b) {
-      backward.run(b, memory.get() + worker * workspace, own);
-    }
-  });
-  constexpr int64_t kBlock = 1024;
-  parallel_for((size + kBlock - 1) / kBlock, team_size(threads, chunks * size), [&](int64_t block) {
-    const int64_t end = (block + 1) * kBlock < size ? (block + 1) * kBlock : size;
-    add_chunks(sums.get(), chunks, size, block * kBlock, end, args.gradients);
-  });
+  sum_over_images(
+      args.batch, args.threads, backward.gradients(), backward.workspace(),
+      [&](int64_t image, char* memory, float* sums) { backward.run(image, memory, sums); },
+      args.gradients);
   // Pixels were counted as bytes.
   const int64_t pixel_weights = 9 * args.channels * kConvChannels;
   for (int64_t i = 0; i < pixel_weights; ++i) args.gradients[i] /= 255;

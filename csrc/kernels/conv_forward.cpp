@@ -1,4 +1,5 @@
 #include "kernels/conv_pixels.h"
+#include "kernels/parallel.h"
 
 namespace crpt::CRPT_ISA {
 namespace {
@@ -32,8 +33,9 @@ void pack_pixels(const ConvLayer& layer, int64_t channel, PixelWeights& packed) 
 struct Relu {
   BFloat16* out;
   void operator()(int64_t pixel, const Floats& low, const Floats& high) const {
-    // NaN stays.
-    const Floats zero{}, kept_low = low < 0 ? zero : low, kept_high = high < 0 ? zero : high;
+    Floats kept_low = low, kept_high = high;
+    relu(kept_low);
+    relu(kept_high);
     Elements rounded;
     round_to(kept_low, kept_high, rounded);
     store(rounded, out + pixel * kPixel);

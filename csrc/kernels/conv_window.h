@@ -3,7 +3,6 @@
 
 #include "kernels/bf16_vector.h"
 #include "kernels/conv.h"
-#include "kernels/parallel.h"
 
 namespace crpt::CRPT_ISA {
 namespace {
@@ -110,22 +109,6 @@ inline void window_row(const BFloat16* in, int64_t row, int64_t from, int64_t to
                        const Finish& finish) {
   for_tiles(width, [&](auto tile, int64_t x) {
     window_tile<decltype(tile)::size>(in, row, from, to, window, begin, x, finish);
-  });
-}
-
-// work(item, worker) for items of [0, count), each worker a thread that takes the next item when it
-// is done with one: on a busy machine one that is held up does less. Results must not depend on who
-// does what.
-template <typename Work>
-inline void for_each_item(int64_t count, int threads, const Work& work) {
-  int64_t next = 0;
-  parallel_for(threads, threads, [&](int64_t worker) {
-    // Relaxed: it only hands out numbers; results are seen by who waits for all threads.
-    for (;;) {
-      const int64_t item = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED);
-      if (item >= count) break;
-      work(item, worker);
-    }
   });
 }
 

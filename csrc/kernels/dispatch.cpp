@@ -11,6 +11,11 @@
 #include <thread>
 #include <vector>
 #endif
+#if defined(CRPT_AMX) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include "kernels/conv.h"
 #include "kernels/frame_stack.h"
@@ -26,14 +31,39 @@
 
 namespace crpt {
 
+namespace {
+
+// Whether this process may use tiles, asked for once: their registers are large, and Linux gives
+// them only to those that ask.
+bool has_tiles() {
+#if defined(CRPT_AMX) && defined(__linux__)
+  static const bool granted = [] {
+    constexpr unsigned kTiles = 1u << 24, kBf16 = 1u << 22;     // of leaf 7's edx
+    constexpr int kRequestPermission = 0x1023, kTileData = 18;  // of Linux's asm/prctl.h
+    unsigned eax, ebx, ecx, edx;
+    return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) != 0 && (edx & kTiles) != 0 &&
+           (edx & kBf16) != 0 && __builtin_cpu_supports("avx512bf16") &&
+           syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  }();
+  return granted;
+#else
+  return false;
+#endif
+}
+
+}  // namespace
+
 bool isa_supported(Isa level) {
   if (level == Isa::baseline) return true;
 #if defined(__x86_64__)
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   if (level == Isa::avx2) return avx2;
-  return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
+                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                      __builtin_cpu_supports("avx512vl");
+  if (level == Isa::avx512) return avx512;
+  return avx512 && has_tiles();
 #else
   return false;
 #endif
@@ -51,7 +81,7 @@ bool avx512_hidden_from_mkl() {
 namespace {
 
 Isa choose() {
-  constexpr Isa levels[] = {Isa::avx512, Isa::avx2, Isa::baseline};
+  constexpr Isa levels[] = {Isa::amx, Isa::avx512, Isa::avx2, Isa::baseline};
   const char* wanted = std::getenv("CRPT_ISA");
   const bool any = wanted == nullptr || *wanted == '\0';
   for (const Isa level : levels) {
@@ -60,7 +90,7 @@ Isa choose() {
     if (!any)
       throw std::runtime_error(std::string("CRPT_ISA=") + wanted + ": this CPU has no " + wanted);
   }
-  throw std::runtime_error(std::string("CRPT_ISA should be baseline, avx2 or avx512, got ") +
+  throw std::runtime_error(std::string("CRPT_ISA should be baseline, avx2, avx512 or amx, got ") +
                            wanted);
 }
 
@@ -87,6 +117,8 @@ Isa isa() {
 
 const char* isa_name(Isa level) {
   switch (level) {
+    case Isa::amx:
+      return "amx";
     case Isa::avx512:
       return "avx512";
     case Isa::avx2:
@@ -147,6 +179,7 @@ Result named(const char* name, Result (*kernel)(const Args&), const Args& args) 
 #define CRPT_DISPATCH(Result, name, Args)        \
   Result name(const Args& args) {                \
     switch (isa()) {                             \
+      case Isa::amx:                             \
       case Isa::avx512:                          \
         return named(#name, avx512::name, args); \
       case Isa::avx2:                            \
@@ -181,15 +214,22 @@ CRPT_DISPATCH(void, reorder, ReorderArgs)
 bool bf16_units() {
 #if defined(CRPT_AVX512BF16)
   __builtin_cpu_init();
-  return isa() == Isa::avx512 && __builtin_cpu_supports("avx512bf16");
+  return isa() == Isa::amx || (isa() == Isa::avx512 && __builtin_cpu_supports("avx512bf16"));
 #else
   return false;
 #endif
 }
 
+#if defined(CRPT_AMX)
+#define CRPT_DISPATCH_AMX(name) \
+  if (isa() == Isa::amx) return named(#name, amx::name, args);
+#else
+#define CRPT_DISPATCH_AMX(name)
+#endif
 #if defined(CRPT_AVX512BF16)
 #define CRPT_DISPATCH_CONV(name, Args)                                    \
   void name(const Args& args) {                                           \
+    CRPT_DISPATCH_AMX(name)                                               \
     named(#name, bf16_units() ? avx512bf16::name : baseline::name, args); \
   }
 #else

@@ -1,7 +1,7 @@
 // One build for every x86-64 CPU: each kernel exists once per instruction-set level, in a namespace
 // of that name, and the level is picked once per process.
 //
-// CRPT_ISA=baseline|avx2|avx512 in the environment overrides the choice.
+// CRPT_ISA=baseline|avx2|avx512|amx in the environment overrides the choice.
 #pragma once
 
 #include <cstddef>
@@ -9,7 +9,8 @@
 
 namespace crpt {
 
-enum class Isa { baseline, avx2, avx512 };
+// amx is avx512 but for the encoder's convolutions (conv.h).
+enum class Isa { baseline, avx2, avx512, amx };
 
 // The level in use. Throws std::runtime_error when CRPT_ISA asks for one that is unknown or that
 // this CPU lacks.

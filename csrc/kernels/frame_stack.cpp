@@ -13,7 +13,6 @@ namespace {
 constexpr float kHigh = 0x1.01p-8f;
 constexpr float kLow = static_cast<float>(1.0 / 255.0 - 0x1.01p-8);
 
-inline void cast(uint8_t pixel, uint8_t* out) { *out = pixel; }
 inline void cast(uint8_t pixel, double* out) { *out = pixel / 255.0; }
 template <typename T>
 inline void cast(uint8_t pixel, T* out) {

@@ -183,7 +183,7 @@ inline void least_of_classes(const A* dots, const A* high, int64_t count, A* lea
 #pragma omp simd
     for (int64_t j = 0; j < n; ++j) {
       const A upper = high[begin + j] - dots[begin + j];
-      least[j] = (upper < least[j]) & (upper > -kInfinity<A>) ? upper : least[j];
+      least[j] = ((upper < least[j]) & (upper > -kInfinity<A>)) ? upper : least[j];
     }
   }
 }

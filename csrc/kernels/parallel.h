@@ -30,6 +30,22 @@ inline void parallel_for(int64_t n, int threads, const Body& body) {
       &body);
 }
 
+// work(item, worker) for items of [0, count), each worker a thread that takes the next item when it
+// is done with one: on a busy machine one that is held up does less. Results must not depend on who
+// does what.
+template <typename Work>
+inline void for_each_item(int64_t count, int threads, const Work& work) {
+  int64_t next = 0;
+  parallel_for(threads, threads, [&](int64_t worker) {
+    // Relaxed: it only hands out numbers; results are seen by who waits for all threads.
+    for (;;) {
+      const int64_t item = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED);
+      if (item >= count) break;
+      work(item, worker);
+    }
+  });
+}
+
 // Sums over many rows are taken chunk by chunk, then over the chunks in order, so that they do not
 // depend on the number of threads. Chunks depend on the number of rows only.
 struct Chunks {

@@ -169,13 +169,35 @@ def test_it_is_for_layers_that_have_kernels(monkeypatch: pytest.MonkeyPatch) -> 
     assert not usable(make().convolutions, 21, torch.device("meta"))
 
 
-@pytest.mark.parametrize("level", ["baseline", "avx2"])
-def test_the_units_are_not_used_below_their_level(level: str) -> None:
-    code = "from crpt import _cpu; assert not _cpu.bf16_units"
-    environment = {**os.environ, "CRPT_ISA": level}
+def at_level(level: str, command: list[str]) -> None:
+    """Runs Python in a process of that instruction-set level, or skips the test."""
     done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+        [sys.executable, *command],
+        env={**os.environ, "CRPT_ISA": level, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
     )
     if "this CPU has no" in done.stderr:
         pytest.skip(f"this CPU has no {level}")
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("level", ["baseline", "avx2"])
+def test_the_units_are_not_used_below_their_level(level: str) -> None:
+    at_level(level, ["-c", "from crpt import _cpu; assert not _cpu.bf16_units"])
+
+
+@pytest.mark.parametrize("level", ["avx512", "amx"])
+def test_every_level_with_units(level: str) -> None:
+    at_level(level, [os.path.abspath(__file__), level])
+
+
+def main(level: str) -> None:
+    assert _cpu.isa == level
+    assert _cpu.bf16_units or level == "avx512"
+    for norm in ("none", "batch"):
+        test_it_follows_the_encoder(9, 21, norm)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
