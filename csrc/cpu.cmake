@@ -42,8 +42,7 @@ function(crpt_add_level level what sources)
 endfunction()
 
 crpt_add_level(baseline kernels "${kernel_sources}")
-# -O3 takes more than three times as long to compile the plain form of the gradients.
-crpt_add_level(baseline conv "${conv_sources}" -O2)
+crpt_add_level(baseline conv "${conv_sources}")
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
   set(avx512 -mavx2 -mfma -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512)
   crpt_add_level(avx2 kernels "${kernel_sources}" -mavx2 -mfma)

@@ -168,7 +168,7 @@ def test_the_machine_as_plain_values(monkeypatch):
     assert json.loads(json.dumps(described)) == described
     assert described["command"] == "python -m crpt.bench ops --only 'a b'"
     assert described["cpu"]["threads"] == torch.get_num_threads() == 1
-    assert described["cpu"]["kernels"] in ("baseline", "avx2", "avx512")
+    assert described["cpu"]["kernels"] in ("baseline", "avx2", "avx512", "amx")
     assert described["versions"]["torch"] == torch.__version__
     text = "\n".join(machine.header(described))
     assert described["cpu"]["model"] in text

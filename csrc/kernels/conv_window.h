@@ -8,8 +8,13 @@ namespace crpt::CRPT_ISA {
 namespace {
 
 constexpr int64_t kPixel = kConvChannels;  // elements of a pixel: a cache line
-// Pixels of a tile: 28 sums, two vectors of weights and a pair of pixels fill 32 registers.
+// Pixels of a tile: 28 sums, two vectors of weights and a pair of pixels fill 32 registers. Without
+// units for bf16 speed is not what counts, and few sizes compile in a third of the time.
+#if defined(__AVX512BF16__)
 constexpr int64_t kMostTile = 14;
+#else
+constexpr int64_t kMostTile = 3;
+#endif
 constexpr int64_t kRowPairs = 3 * kConvChannels / 2;  // of a row of the window
 
 // Weights as add_products takes them: [dy, dx, pair of channels in, half of the channels out].
@@ -78,9 +83,9 @@ inline void for_tiles(int64_t width, const Call& call) {
   for (int64_t t = 0; t < tiles; ++t) {
     const int64_t size = (width - x) / (tiles - t);
     switch (size) {
-#define CRPT_TILE(P)    \
-  case P:               \
-    call(Tile<P>{}, x); \
+#define CRPT_TILE(P)                                  \
+  case P:                                             \
+    if constexpr (P <= kMostTile) call(Tile<P>{}, x); \
     break;
       CRPT_TILE(1)
       CRPT_TILE(2)
