@@ -134,8 +134,12 @@ enum class Level { baseline, avx512bf16, plain_tiles, amx };
 
 std::vector<Level> conv_levels() {
   std::vector found{Level::baseline, Level::plain_tiles};
-  if (bf16_units()) found.push_back(Level::avx512bf16);
-  if (isa_supported(Isa::amx)) found.push_back(Level::amx);
+#if defined(CRPT_AVX512BF16)
+  if (isa_supported(Isa::avx512) && __builtin_cpu_supports("avx512bf16")) {
+    found.push_back(Level::avx512bf16);
+  }
+#endif
+  if (isa_supported(Isa::amx) && tiles_granted()) found.push_back(Level::amx);
   return found;
 }
 
@@ -291,6 +295,30 @@ TEST_P(Conv, ANaNStaysOne) {
   for (const BFloat16 x : e.outs[1]) EXPECT_TRUE(std::isnan(testing::value(x)));
 }
 
+// A NaN in the gradient of one channel is one of that channel's weights, of all of them in the last
+// layer, and of no other's.
+TEST_P(Conv, ANaNInTheGradientStaysWithItsChannel) {
+  for (const Shape& shape : {Shape{3, 3, 20, 23, 1}, Shape{3, 3, 20, 23, 3}}) {
+    Encoder e(shape);
+    forward(e.forward(e.layers(), 1));
+    const int64_t last = shape.layers - 1, channel = 5;
+    auto grad = testing::as_bf16(coarse(e.outs[last].size(), 5));
+    size_t at = channel;
+    while (testing::value(e.outs[last][at]) <= 0) at += 32;
+    grad[at].bits = 0x7FC0;
+    std::vector<float> got(e.gradients(), 0);
+    backward(e.backward(e.layers(), grad.data(), got.data(), 2));
+    const int64_t in = 9 * e.in(last), begin = e.gradients() - 32 * (in + 1);
+    for (int64_t i = 0; i < 32 * in; ++i) {
+      const int64_t o = last == 0 ? i % 32 : i / in;
+      EXPECT_EQ(std::isnan(got[begin + i]), o == channel) << i;
+    }
+    for (int64_t o = 0; o < 32; ++o) {
+      EXPECT_EQ(std::isnan(got[begin + 32 * in + o]), o == channel) << o;
+    }
+  }
+}
+
 TEST_P(Conv, NoImages) {
   Encoder e({0, 9, 84, 84, 4});
   forward(e.forward(e.layers(), 2));
@@ -298,6 +326,35 @@ TEST_P(Conv, NoImages) {
   backward(e.backward(e.layers(), nullptr, gradients.data(), 2));
   for (const float g : gradients) ASSERT_EQ(g, 0);
 }
+
+#if defined(CRPT_AMX)
+// Of this thread, by the processor's own account.
+bool tiles_in_use() {
+  uint32_t low, high;
+  __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(1));
+  return (low >> 18 & 1) != 0;
+}
+
+TEST(ConvDispatch, TilesWhereTheyAreChosenAndNoneLeftBehind) {
+  if (isa() != Isa::amx) GTEST_SKIP() << "this CPU has none, or another level was asked for";
+  ASSERT_TRUE(tiles_granted());
+  Encoder e({2, 9, 84, 84, 2});
+  const auto found = e.layers();
+  const auto gradients = [&](void (*forward)(const ConvForwardArgs&),
+                             void (*backward)(const ConvBackwardArgs&)) {
+    forward(e.forward(found, 1));
+    const auto grad = testing::as_bf16(coarse(e.outs.back().size(), 5));
+    std::vector<float> got(e.gradients());
+    backward(e.backward(found, grad.data(), got.data(), 1));
+    EXPECT_FALSE(tiles_in_use());
+    return got;
+  };
+  const auto chosen = gradients(conv_forward, conv_backward);
+  EXPECT_TRUE(same(chosen, gradients(amx::conv_forward, amx::conv_backward)));
+  // These sum in another order.
+  EXPECT_FALSE(same(chosen, gradients(avx512bf16::conv_forward, avx512bf16::conv_backward)));
+}
+#endif
 
 }  // namespace
 }  // namespace crpt

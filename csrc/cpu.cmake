@@ -8,8 +8,8 @@ list(TRANSFORM kernel_sources APPEND .cpp)
 # else a plain form.
 set(conv_sources ${CMAKE_CURRENT_LIST_DIR}/kernels/conv_forward.cpp
     ${CMAKE_CURRENT_LIST_DIR}/kernels/conv_backward.cpp)
-set(conv_tile_sources ${CMAKE_CURRENT_LIST_DIR}/kernels/conv_forward_amx.cpp
-    ${CMAKE_CURRENT_LIST_DIR}/kernels/conv_backward_amx.cpp)
+set(conv_tile_sources ${CMAKE_CURRENT_LIST_DIR}/kernels/conv_amx_forward.cpp
+    ${CMAKE_CURRENT_LIST_DIR}/kernels/conv_amx_backward.cpp)
 
 if(NOT CRPT_SANITIZE MATCHES thread)
   find_package(OpenMP COMPONENTS CXX)
@@ -20,6 +20,9 @@ add_library(crpt_cpu STATIC ${CMAKE_CURRENT_LIST_DIR}/kernels/dispatch.cpp
             ${CMAKE_CURRENT_LIST_DIR}/kernels/page_pool.cpp)
 target_include_directories(crpt_cpu PUBLIC ${CMAKE_CURRENT_LIST_DIR})
 target_link_libraries(crpt_cpu PRIVATE crpt_options PUBLIC Threads::Threads)
+if(CRPT_BUILD_TESTS)
+  target_compile_definitions(crpt_cpu PRIVATE CRPT_POISON_SCRATCH)
+endif()
 if(OpenMP_CXX_FOUND)
   target_link_libraries(crpt_cpu PUBLIC OpenMP::OpenMP_CXX)
 endif()
@@ -54,12 +57,15 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
     target_compile_definitions(crpt_cpu PUBLIC CRPT_AVX512BF16)
     # With the assembler, which can be older than the compiler.
     include(CheckCXXSourceCompiles)
-    set(CMAKE_REQUIRED_FLAGS "-mamx-tile -mamx-bf16")
+    include(CMakePushCheckState)
+    cmake_push_check_state()
+    string(APPEND CMAKE_REQUIRED_FLAGS " -mamx-tile -mamx-bf16")
     check_cxx_source_compiles("int main() { __asm__(\"tdpbf16ps %tmm2, %tmm1, %tmm0\"); }"
                               CRPT_COMPILES_AMX)
-    unset(CMAKE_REQUIRED_FLAGS)
+    cmake_pop_check_state()
     if(CRPT_COMPILES_AMX)
-      crpt_add_level(amx conv "${conv_tile_sources}" ${avx512} -mavx512bf16 -mamx-tile -mamx-bf16)
+      crpt_add_level(amx conv "${conv_tile_sources}" ${avx512} -mavx512bf16 -mamx-tile -mamx-bf16
+                     -DCRPT_TILES)
       target_compile_definitions(crpt_cpu PUBLIC CRPT_AMX)
     endif()
   endif()

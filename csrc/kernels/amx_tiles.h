@@ -7,9 +7,6 @@
 #include <string.h>
 
 #include "kernels/convert.h"
-#if defined(__AMX_BF16__)
-#include <immintrin.h>
-#endif
 
 namespace crpt::CRPT_ISA {
 namespace {
@@ -17,7 +14,10 @@ namespace {
 constexpr int64_t kTileRows = 16;
 constexpr int64_t kTileBytes = 64;  // of a row: 32 bf16, 16 pairs of them or 16 floats
 
-#if defined(__AMX_BF16__)
+#if defined(CRPT_TILES)
+
+// The compilers' intrinsics do not say all that they read; those of tiles take their numbers as
+// text, which a template has none of.
 
 // The registers are a thread's own, and usable while one of these lives in it.
 class TilesInUse {
@@ -33,15 +33,14 @@ class TilesInUse {
       shapes.row_bytes[tile] = kTileBytes;
       shapes.rows[tile] = kTileRows;
     }
-    _tile_loadconfig(&shapes);
+    __asm__ volatile("ldtilecfg %0" : : "m"(shapes) : "memory");
   }
-  ~TilesInUse() { _tile_release(); }
+  ~TilesInUse() { __asm__ volatile("tilerelease" : : : "memory"); }
   TilesInUse(const TilesInUse&) = delete;
   TilesInUse& operator=(const TilesInUse&) = delete;
 };
 
-// The compiler's own take numbers as text, which a template has none of, and do not say that they
-// read memory. `stride` is in bytes, and 0 gives the same row 16 times.
+// `stride` is in bytes, and 0 gives the same row 16 times.
 template <int Tile>
 inline void tile_load(const void* rows, int64_t stride) {
   __asm__ volatile("tileloadd (%0,%1,1), %%tmm%c2"
@@ -55,10 +54,6 @@ inline void tile_store(void* rows, int64_t stride) {
                    :
                    : "r"(rows), "r"(stride), "i"(Tile)
                    : "memory");
-}
-template <int Tile>
-inline void tile_zero() {
-  __asm__ volatile("tilezero %%tmm%c0" : : "i"(Tile));
 }
 // sum[m][n] += sum_k a[m][k] b[k][n]: of 16 x 32 bf16 and 32 x 16, of which a row holds pairs,
 // b[2 k][n] and b[2 k + 1][n].
@@ -95,10 +90,6 @@ inline void tile_store(void* rows, int64_t stride) {
   for (int64_t m = 0; m < kTileRows; ++m) {
     memcpy(static_cast<char*>(rows) + m * stride, tile_register(T).words[m], kTileBytes);
   }
-}
-template <int T>
-inline void tile_zero() {
-  tile_register(T) = TileRegister{};
 }
 template <int Sum, int A, int B>
 inline void tile_multiply() {

@@ -58,8 +58,9 @@ inline int64_t conv_gradients(int64_t channels, int64_t layer) {
   return kConvChannels * (9 * (layer == 0 ? channels : kConvChannels) + 1);
 }
 
-// Whether this CPU has units for bf16 and the kernels below use them: at CRPT_ISA=amx, and at
-// avx512 where vectors have them. Without, they give the same (but for rounding, and slowly).
+// Whether the kernels below use units for bf16 that are faster than those for float: tiles, at
+// CRPT_ISA=amx, and vectors, at avx512; but not Intel's vectors, which take as long for either.
+// Without units they give the same (but for rounding, and slowly).
 bool bf16_units();
 
 // Unlike other kernels these have three levels: without units for bf16, with those of vectors, and

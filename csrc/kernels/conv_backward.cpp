@@ -7,9 +7,6 @@ namespace {
 // Channels of the gradient in a tile of the weights': 8 x 3 sums, 3 vectors of pixels and a pair of
 // gradients fill 28 registers.
 constexpr int64_t kTileChannels = 8;
-// The gradient that a layer's input gets reads 2 pixels beyond the rows of that of its output.
-constexpr int64_t kMargin = 2;
-
 inline int64_t padded_row(int64_t width) { return (width + 2 * kMargin) * kPixel; }
 
 // Of the weights from kTileChannels channels of the gradient and three neighbours of 16 channels
@@ -112,14 +109,7 @@ class Backward {
         height_(conv_size(args.height, 0)),
         width_(conv_size(args.width, 0)) {
     for (int64_t l = 1; l < a_.layer_count; ++l) {
-      const ConvLayer& layer = a_.layers[l];
-      // What a pixel of the result took from a pixel, that one's gradient takes back from it.
-      pack_window(
-          [&](int64_t i, int64_t o, int64_t dy, int64_t dx) {
-            return layer.weight[o * layer.stride_o + i * layer.stride_i +
-                                (2 - dy) * layer.stride_y + (2 - dx) * layer.stride_x];
-          },
-          windows_.get()[l]);
+      pack_window(BackwardWeights{a_.layers[l]}, windows_.get()[l]);
     }
   }
 
@@ -211,10 +201,7 @@ class Backward {
       const int64_t from = y < 2 ? 2 - y : 0, until = height + 2 - y < 3 ? height + 2 - y : 3;
       window_row(grad + (y - 2) * row, row, from, until, windows_.get()[layer], Begin{}, width + 2,
                  [&](int64_t x, const Floats& low, const Floats& high) {
-                   Elements g;
-                   round_to(low, high, g);
-                   pass_relu(mask + x * kPixel, g);
-                   store(g, to + (kMargin + x) * kPixel);
+                   store_gradient(low, high, mask + x * kPixel, to + (kMargin + x) * kPixel);
                  });
     }
   }

@@ -13,17 +13,12 @@ struct PixelWeights {
 
 void pack_pixels(const ConvLayer& layer, int64_t channel, PixelWeights& packed) {
   for (int64_t out = 0; out < kConvChannels; ++out) {
-    const auto bits = [&](int64_t dy, int64_t dx) {
-      BFloat16 rounded;
-      narrow(layer.weight[out * layer.stride_o + channel * layer.stride_i + dy * layer.stride_y +
-                          dx * layer.stride_x] /
-                 255,
-             &rounded);
-      return static_cast<uint32_t>(rounded.bits);
+    const auto at = [&](int64_t dy, int64_t dx) {
+      return weight_at(layer, out, channel, dy, dx) / 255;
     };
-    const uint32_t pairs[kPixelPairs] = {
-        bits(0, 0) | bits(0, 1) << 16, bits(1, 0) | bits(1, 1) << 16, bits(2, 0) | bits(2, 1) << 16,
-        bits(0, 2) | bits(1, 2) << 16, bits(2, 2)};
+    const uint32_t pairs[kPixelPairs] = {pair_of(at(0, 0), at(0, 1)), pair_of(at(1, 0), at(1, 1)),
+                                         pair_of(at(2, 0), at(2, 1)), pair_of(at(0, 2), at(1, 2)),
+                                         pair_of(at(2, 2), 0)};
     for (int64_t j = 0; j < kPixelPairs; ++j) {
       packed.weights[j][out / kLanes][out % kLanes] = pairs[j];
     }
@@ -33,12 +28,7 @@ void pack_pixels(const ConvLayer& layer, int64_t channel, PixelWeights& packed) 
 struct Relu {
   BFloat16* out;
   void operator()(int64_t pixel, const Floats& low, const Floats& high) const {
-    Floats kept_low = low, kept_high = high;
-    relu(kept_low);
-    relu(kept_high);
-    Elements rounded;
-    round_to(kept_low, kept_high, rounded);
-    store(rounded, out + pixel * kPixel);
+    store_relu(low, high, out + pixel * kPixel);
   }
 };
 
@@ -104,12 +94,7 @@ class Forward {
       load(layer.bias, begins_.get()[l].low);
       load(layer.bias + kLanes, begins_.get()[l].high);
       if (l == 0) continue;
-      pack_window(
-          [&](int64_t o, int64_t i, int64_t dy, int64_t dx) {
-            return layer.weight[o * layer.stride_o + i * layer.stride_i + dy * layer.stride_y +
-                                dx * layer.stride_x];
-          },
-          windows_.get()[l]);
+      pack_window(ForwardWeights{layer}, windows_.get()[l]);
     }
   }
 

@@ -1,7 +1,8 @@
-// What both forms of the encoder's backward pass share: gradients summed over images, and relu.
+// The encoder's gradients, summed over images.
 #pragma once
 
-#include "kernels/bf16_vector.h"
+#include <string.h>
+
 #include "kernels/parallel.h"
 
 namespace crpt::CRPT_ISA {
@@ -10,13 +11,6 @@ namespace {
 // Images whose gradients are summed up before those of other chunks are added: as many chunks as
 // threads can share well, whatever the number of threads.
 constexpr int64_t kMostChunks = 32;
-
-// The gradient of what a relu gave: nothing where it gave nothing.
-inline void pass_relu(const BFloat16* given, Elements& grad) {
-  Elements x;
-  load(given, x);
-  grad &= x > 0;  // as of bf16
-}
 
 // out[i] = the sum over chunks, in their order.
 inline void add_chunks(const float* sums, int64_t chunks, int64_t stride, int64_t begin,
@@ -51,11 +45,12 @@ inline void sum_over_images(int64_t batch, int threads, int64_t size, int64_t wo
       add(b, memory.get() + worker * workspace, own);
     }
   });
-  constexpr int64_t kBlock = 1024;
-  parallel_for((size + kBlock - 1) / kBlock, team_size(workers, chunks * size), [&](int64_t block) {
-    const int64_t end = (block + 1) * kBlock < size ? (block + 1) * kBlock : size;
-    add_chunks(sums.get(), chunks, size, block * kBlock, end, out);
-  });
+  constexpr int64_t kAtOnce = 1024;
+  parallel_for((size + kAtOnce - 1) / kAtOnce, team_size(workers, chunks * size),
+               [&](int64_t block) {
+                 const int64_t end = (block + 1) * kAtOnce < size ? (block + 1) * kAtOnce : size;
+                 add_chunks(sums.get(), chunks, size, block * kAtOnce, end, out);
+               });
 }
 
 }  // namespace

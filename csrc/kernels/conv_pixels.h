@@ -7,8 +7,6 @@
 namespace crpt::CRPT_ISA {
 namespace {
 
-constexpr int64_t kBandRows = 4;  // of results; what belongs to them fits the first-level cache
-
 // Pairs of neighbours in a row of an image, the last one's partner 0 where the width is odd. Rows
 // follow each other without a gap, so that all of them are converted in one go where it is even.
 inline int64_t pixel_pitch(int64_t width) { return (width + 1) / 2; }

@@ -1,8 +1,7 @@
 // A row of a convolution over 32 channels: sums over the window, tile by tile in registers.
 #pragma once
 
-#include "kernels/bf16_vector.h"
-#include "kernels/conv.h"
+#include "kernels/conv_values.h"
 
 namespace crpt::CRPT_ISA {
 namespace {
@@ -29,11 +28,8 @@ inline void pack_window(const Of& of, Window& window) {
     for (int64_t j = 0; j < kRowPairs; ++j) {
       const int64_t dx = j / 16, in = j % 16 * 2;
       for (int64_t out = 0; out < kConvChannels; ++out) {
-        BFloat16 first, second;
-        narrow(of(out, in, dy, dx), &first);
-        narrow(of(out, in + 1, dy, dx), &second);
         window.weights[dy][j][out / kLanes][out % kLanes] =
-            first.bits | static_cast<uint32_t>(second.bits) << 16;
+            pair_of(of(out, in, dy, dx), of(out, in + 1, dy, dx));
       }
     }
   }

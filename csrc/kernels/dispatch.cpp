@@ -31,27 +31,36 @@
 
 namespace crpt {
 
+#if defined(__x86_64__)
 namespace {
 
-// Whether this process may use tiles, asked for once: their registers are large, and Linux gives
-// them only to those that ask.
+// Whether CPU, kernel and build have tiles; whether they may be used is another question.
 bool has_tiles() {
 #if defined(CRPT_AMX) && defined(__linux__)
-  static const bool granted = [] {
-    constexpr unsigned kTiles = 1u << 24, kBf16 = 1u << 22;     // of leaf 7's edx
-    constexpr int kRequestPermission = 0x1023, kTileData = 18;  // of Linux's asm/prctl.h
-    unsigned eax, ebx, ecx, edx;
-    return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) != 0 && (edx & kTiles) != 0 &&
-           (edx & kBf16) != 0 && __builtin_cpu_supports("avx512bf16") &&
-           syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
-  }();
-  return granted;
+  constexpr unsigned kTiles = 1u << 24, kBf16 = 1u << 22;  // of leaf 7's edx
+  constexpr int kSupported = 0x1021, kTileData = 18;       // of Linux's asm/prctl.h
+  unsigned eax, ebx, ecx, edx;
+  uint64_t states = 0;
+  return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) != 0 && (edx & kTiles) != 0 &&
+         (edx & kBf16) != 0 && __builtin_cpu_supports("avx512bf16") &&
+         syscall(SYS_arch_prctl, kSupported, &states) == 0 && (states >> kTileData & 1) != 0;
 #else
   return false;
 #endif
 }
 
 }  // namespace
+#endif
+
+bool tiles_granted() {
+#if defined(CRPT_AMX) && defined(__linux__)
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;
+  static const bool granted = syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  return granted;
+#else
+  return false;
+#endif
+}
 
 bool isa_supported(Isa level) {
   if (level == Isa::baseline) return true;
@@ -87,8 +96,11 @@ Isa choose() {
   for (const Isa level : levels) {
     if (!any && std::strcmp(wanted, isa_name(level)) != 0) continue;
     if (isa_supported(level)) return level;
-    if (!any)
-      throw std::runtime_error(std::string("CRPT_ISA=") + wanted + ": this CPU has no " + wanted);
+    if (!any) {
+      throw std::runtime_error(std::string("CRPT_ISA=") + wanted + ": this CPU" +
+                               (level == Isa::amx ? ", its kernel or this build" : "") +
+                               " has no " + wanted);
+    }
   }
   throw std::runtime_error(std::string("CRPT_ISA should be baseline, avx2, avx512 or amx, got ") +
                            wanted);
@@ -133,6 +145,10 @@ void* allocate(size_t bytes) {
   constexpr size_t line = 64;
   void* memory = std::aligned_alloc(line, (bytes / line + 1) * line);
   if (memory == nullptr) throw OutOfScratch(bytes);
+#if defined(CRPT_POISON_SCRATCH)
+  // NaN in every type, for tests: what is read before it is written shows.
+  std::memset(memory, 0xFF, bytes);
+#endif
   return memory;
 }
 
@@ -211,31 +227,41 @@ CRPT_DISPATCH(BadValue, knn_distance_backward, KnnDistanceBackwardArgs)
 CRPT_DISPATCH(void, transpose, TransposeArgs)
 CRPT_DISPATCH(void, reorder, ReorderArgs)
 
+#if defined(CRPT_AVX512BF16)
+namespace {
+bool bf16_vectors() {
+  __builtin_cpu_init();
+  return isa() >= Isa::avx512 && __builtin_cpu_supports("avx512bf16");
+}
+}  // namespace
+#endif
+
 bool bf16_units() {
 #if defined(CRPT_AVX512BF16)
-  __builtin_cpu_init();
-  return isa() == Isa::amx || (isa() == Isa::avx512 && __builtin_cpu_supports("avx512bf16"));
+  return isa() == Isa::amx || (bf16_vectors() && !__builtin_cpu_is("intel"));
 #else
   return false;
 #endif
 }
 
 #if defined(CRPT_AMX)
-#define CRPT_DISPATCH_AMX(name) \
-  if (isa() == Isa::amx) return named(#name, amx::name, args);
+#define CRPT_CONV_BY_TILES(name) \
+  if (isa() == Isa::amx && tiles_granted()) return named(#name, amx::name, args);
 #else
-#define CRPT_DISPATCH_AMX(name)
+#define CRPT_CONV_BY_TILES(name)
 #endif
 #if defined(CRPT_AVX512BF16)
-#define CRPT_DISPATCH_CONV(name, Args)                                    \
-  void name(const Args& args) {                                           \
-    CRPT_DISPATCH_AMX(name)                                               \
-    named(#name, bf16_units() ? avx512bf16::name : baseline::name, args); \
-  }
+#define CRPT_CONV_BY_VECTORS(name) \
+  if (bf16_vectors()) return named(#name, avx512bf16::name, args);
 #else
-#define CRPT_DISPATCH_CONV(name, Args) \
-  void name(const Args& args) { named(#name, baseline::name, args); }
+#define CRPT_CONV_BY_VECTORS(name)
 #endif
+#define CRPT_DISPATCH_CONV(name, Args)         \
+  void name(const Args& args) {                \
+    CRPT_CONV_BY_TILES(name)                   \
+    CRPT_CONV_BY_VECTORS(name)                 \
+    return named(#name, baseline::name, args); \
+  }
 
 CRPT_DISPATCH_CONV(conv_forward, ConvForwardArgs)
 CRPT_DISPATCH_CONV(conv_backward, ConvBackwardArgs)

@@ -18,6 +18,11 @@ Isa isa();
 const char* isa_name(Isa level);
 bool isa_supported(Isa level);
 
+// Whether this process may use tiles, asked of Linux once: their registers are large, and it keeps
+// them from who did not ask. From then on an alternate signal stack needs room for them, of all
+// threads; where one has less, the answer is no. So only those ask who are about to use tiles.
+bool tiles_granted();
+
 // Whether this CPU has AVX-512 but is not Intel's: there MKL, which asks for the maker, keeps to
 // AVX2 and to half of what the CPU can do. From CPUID alone, so that every run decides alike.
 bool avx512_hidden_from_mkl();

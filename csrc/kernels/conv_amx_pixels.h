@@ -4,12 +4,11 @@
 #pragma once
 
 #include "kernels/amx_tiles.h"
-#include "kernels/bf16_vector.h"
+#include "kernels/conv_values.h"
 
 namespace crpt::CRPT_ISA {
 namespace {
 
-constexpr int64_t kBandRows = 4;  // of results; what belongs to them fits the first-level cache
 constexpr int64_t kBandIn = 2 * kBandRows + 1;
 
 inline int64_t round_up(int64_t count, int64_t unit) { return (count + unit - 1) / unit * unit; }

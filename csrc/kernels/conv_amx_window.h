@@ -3,8 +3,7 @@
 #pragma once
 
 #include "kernels/amx_tiles.h"
-#include "kernels/bf16_vector.h"
-#include "kernels/conv.h"
+#include "kernels/conv_values.h"
 
 namespace crpt::CRPT_ISA {
 namespace {
@@ -22,11 +21,8 @@ inline void pack_tiles(const Of& of, TileWindow& window) {
   for (int64_t tap = 0; tap < 9; ++tap) {
     for (int64_t out = 0; out < kConvChannels; ++out) {
       for (int64_t in = 0; in < kConvChannels; in += 2) {
-        BFloat16 first, second;
-        narrow(of(out, in, tap / 3, tap % 3), &first);
-        narrow(of(out, in + 1, tap / 3, tap % 3), &second);
         window.weights[tap][out / kLanes][in / 2][out % kLanes] =
-            first.bits | static_cast<uint32_t>(second.bits) << 16;
+            pair_of(of(out, in, tap / 3, tap % 3), of(out, in + 1, tap / 3, tap % 3));
       }
     }
   }

@@ -1,5 +1,5 @@
-#include "kernels/amx_pixels.h"
-#include "kernels/amx_window.h"
+#include "kernels/conv_amx_pixels.h"
+#include "kernels/conv_amx_window.h"
 #include "kernels/parallel.h"
 #include "kernels/transpose_tile.h"
 
@@ -18,21 +18,14 @@ class PixelWindow {
   PixelWindow(const ConvLayer& layer, int64_t channels)
       : count_(tile_rows(channels) / kTileRows), tiles_(count_) {
     memset(tiles_.get(), 0, count_ * sizeof(PixelTile));
-    const auto bits = [&](int64_t o, int64_t c, int64_t dy, int64_t dx) {
-      BFloat16 rounded;
-      narrow(layer.weight[o * layer.stride_o + c * layer.stride_i + dy * layer.stride_y +
-                          dx * layer.stride_x] /
-                 255,
-             &rounded);
-      return static_cast<uint32_t>(rounded.bits);
-    };
     for (int64_t row = 0; row < 3 * channels; ++row) {
       PixelTile& tile = tiles_.get()[row / kTileRows];
       const int64_t c = row % channels, dy = row / channels, pair = row % kTileRows;
       for (int64_t o = 0; o < kConvChannels; ++o) {
         const int64_t half = o / kTileRows, m = o % kTileRows;
-        tile.weights[0][half][m][pair] = bits(o, c, dy, 0) | bits(o, c, dy, 1) << 16;
-        tile.weights[1][half][m][pair] = bits(o, c, dy, 2);
+        const auto at = [&](int64_t dx) { return weight_at(layer, o, c, dy, dx) / 255; };
+        tile.weights[0][half][m][pair] = pair_of(at(0), at(1));
+        tile.weights[1][half][m][pair] = pair_of(at(2), 0);
       }
     }
     for (int64_t o = 0; o < kConvChannels; ++o) {
@@ -112,11 +105,7 @@ inline void finish_row(const float* sums, int64_t count, BFloat16* out) {
     Floats low, high;
     load(sums + i, low);
     load(sums + i + kLanes, high);
-    Elements rounded;
-    relu(low);
-    relu(high);
-    round_to(low, high, rounded);
-    store(rounded, out + i);
+    store_relu(low, high, out + i);
   }
 }
 
@@ -128,13 +117,7 @@ class Forward {
         windows_(args.layer_count),
         pitch_(round_up(conv_size(args.width, 0) + 1, kLanes)) {
     for (int64_t l = 1; l < a_.layer_count; ++l) {
-      const ConvLayer& layer = a_.layers[l];
-      pack_tiles(
-          [&](int64_t o, int64_t i, int64_t dy, int64_t dx) {
-            return layer.weight[o * layer.stride_o + i * layer.stride_i + dy * layer.stride_y +
-                                dx * layer.stride_x];
-          },
-          windows_.get()[l]);
+      pack_tiles(ForwardWeights{a_.layers[l]}, windows_.get()[l]);
     }
   }
 

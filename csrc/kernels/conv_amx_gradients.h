@@ -3,8 +3,7 @@
 #pragma once
 
 #include "kernels/amx_tiles.h"
-#include "kernels/bf16_vector.h"
-#include "kernels/conv.h"
+#include "kernels/conv_values.h"
 #include "kernels/transpose_tile.h"
 
 namespace crpt::CRPT_ISA {
