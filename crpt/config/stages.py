@@ -131,7 +131,8 @@ class PretrainConfig:
     plateau it seldom leaves."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of the convolutions and the projector; the objective and the weights are float32 always.
-    auto: bf16 on a GPU, or a CPU (AMX; AMD's AVX512_BF16), that has units for it, fp32 elsewhere."""
+    auto: bf16 on a GPU or a CPU that has units for it (AMX; AMD's AVX512_BF16), fp32
+    elsewhere."""
     log_every: int = field(default=50, metadata=RESUMABLE)
     """Rounds between two lines of metrics."""
     checkpoint_every: int = field(default=500, metadata=RESUMABLE)
