@@ -1,6 +1,6 @@
 // The eight tile registers of CPUs with AMX: matrices of 16 rows of 64 bytes, and their product,
-// which is sixteen times as fast as one by vectors. Other levels do the same in float, one after
-// the other, so that tests of what is built on them run on any CPU.
+// which is sixteen times as fast as one by vectors of float. Other levels do the same in float, one
+// after the other, so that tests of what is built on them run on any CPU.
 #pragma once
 
 #include <stdint.h>

@@ -12,7 +12,7 @@
 //
 // Limit: the products. 128 images of 9 x 84 x 84 through four layers, two Zen 5 cores: forward 10.8
 // GFLOP in 12.6 ms, backward 20.5 in 26, which is 860 and 790 GFLOP/s; torch's best product of
-// matrices in bf16 reaches 790 to 970 there. Two Emerald Rapids cores with AMX: forward 8 to 11 ms,
+// matrices in bf16 reaches 790 to 970 there. Two Intel cores with AMX: forward 8 to 11 ms,
 // backward 16 to 23, 900 to 1300 GFLOP/s, where that product reaches 600 to 1100 and tiles alone,
 // from registers, 1900; between their products, tiles' sums are stored and made bf16 by vectors.
 #pragma once

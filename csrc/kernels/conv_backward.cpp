@@ -7,6 +7,7 @@ namespace {
 // Channels of the gradient in a tile of the weights': 8 x 3 sums, 3 vectors of pixels and a pair of
 // gradients fill 28 registers.
 constexpr int64_t kTileChannels = 8;
+
 inline int64_t padded_row(int64_t width) { return (width + 2 * kMargin) * kPixel; }
 
 // Of the weights from kTileChannels channels of the gradient and three neighbours of 16 channels
