@@ -156,17 +156,24 @@ def test_float32_is_shared_like_float64_within_its_rounding(dataset, tmp_path, b
     check_lines(pairs, within=1e-5)
 
 
+def rms_difference(pairs, key) -> float:
+    return (sum((a[key] - b[key]) ** 2 for a, b in pairs) / len(pairs)) ** 0.5
+
+
+# What one rounding moves grows from update to update, and the largest of 50 differences with it,
+# on one processor more than on another: measured by what bf16 itself does to the same training.
 @pytest.mark.slow
 @pytest.mark.skipif(not conv_cpu.available(CPU, 9, 20), reason="no units for bf16")
 @pytest.mark.parametrize("batches", ["alternate", "mixed"])
 def test_bf16_is_shared_within_its_rounding(dataset, tmp_path, batches):
-    _, _, pairs = alone_and_together(
-        dataset, tmp_path, batches=batches, learning_rate=1e-5, precision="bf16"
-    )
-    for mine, theirs in pairs:
-        for key in ("loss", "distance_from_trivial"):
-            assert theirs[key] == pytest.approx(mine[key], rel=0, abs=1e-2), mine["step"]
-        assert theirs["effective_rank"] == pytest.approx(mine["effective_rank"], rel=1e-2)
+    differences = {"batches": batches, "learning_rate": 1e-5}
+    _, _, pairs = alone_and_together(dataset, tmp_path, **differences, precision="bf16")
+    exact = RunDirectory(tmp_path / "fp32")
+    config = replace(small.PRETRAIN, **DIFFERENCES | differences)
+    pretrain(config, ReplayBuffer.open(dataset), exact, seed=0, progress=False)
+    rounded = [(mine, line) for (mine, _), line in zip(pairs, exact.metrics(), strict=True)]
+    for key in ("loss", "distance_from_trivial", "effective_rank"):
+        assert rms_difference(pairs, key) <= 1.5 * rms_difference(rounded, key), key
 
 
 def test_three_processes_share_a_batch_that_three_does_not_divide(dataset):
