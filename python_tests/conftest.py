@@ -3,6 +3,7 @@ under CRPT_REQUIRE_CUDA=N where N GPUs are enough for it, wherever and for whate
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Generator, Iterator
@@ -35,6 +36,13 @@ def gpus_required() -> int:
 
 def pytest_configure() -> None:
     gpus_required()
+
+
+def pytest_collection_finish() -> None:
+    # Modules and tests are here to stay: collections, of which benches ask for one a measurement,
+    # need not go through them each time.
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -6,43 +6,23 @@ import os
 import re
 import subprocess
 import sys
-import time
 from types import SimpleNamespace
 
 import pytest
 import torch
+import toy_drawing
 
 from crpt import ops
 from crpt.doctor import examination as doctor
-from crpt.envs.rendering import IncompatibleVersionsError, RenderingUnavailableError
+from crpt.doctor.finding import Finding
+from crpt.envs.rendering import IncompatibleVersionsError
 
 
-def drawn() -> doctor.Finding:
-    return doctor.Finding("ok", "rendering by a toy")
-
-
-def not_drawn() -> doctor.Finding:
-    raise RenderingUnavailableError("no OpenGL to render with; apt-get install it")
-
-
-def not_installed() -> doctor.Finding:
-    raise ModuleNotFoundError("No module named 'mujoco'")
-
-
-def aborted() -> doctor.Finding:
-    os.abort()
-
-
-def hanging() -> doctor.Finding:
-    time.sleep(600)
-    raise AssertionError
-
-
-def found(draw=drawn, patience=60.0) -> list[doctor.Finding]:
+def found(draw=toy_drawing.drawn, patience=60.0) -> list[Finding]:
     return list(doctor.findings(draw, patience))
 
 
-def of_level(level: str, findings: list[doctor.Finding]) -> list[str]:
+def of_level(level: str, findings: list[Finding]) -> list[str]:
     return [finding.what for finding in findings if finding.level == level]
 
 
@@ -65,6 +45,7 @@ def test_the_precision_of_the_cpu_is_told(monkeypatch, units, precision):
 
 
 def test_an_operator_that_errs_is_named(monkeypatch):
+    monkeypatch.setattr(doctor, "_gpus", lambda: iter(()))  # on which it would err, too
     monkeypatch.setattr(ops, "sinkhorn", lambda scores: torch.zeros_like(scores))
     (error,) = of_level("error", found())
     assert re.match(r"operators on the CPU: they are [\d.]+ off their twins", error)
@@ -96,14 +77,14 @@ def test_versions_that_were_not_tested_are_told(monkeypatch):
 @pytest.mark.parametrize(
     ("draw", "message"),
     [
-        (not_drawn, "apt-get install it"),
-        (not_installed, "No module named 'mujoco'; pip uninstall -y mujoco"),
-        (aborted, "drawing ended its process, by -6; another backend"),
-        (hanging, "no frames within 1 s; another backend"),
+        (toy_drawing.not_drawn, "apt-get install it"),
+        (toy_drawing.not_installed, "No module named 'mujoco'; pip uninstall -y mujoco"),
+        (toy_drawing.aborted, "drawing ended its process, by -6; another backend"),
+        (toy_drawing.hanging, "no frames within 1 s; another backend"),
     ],
 )
 def test_what_keeps_frames_from_being_drawn_is_told(draw, message):
-    (error,) = of_level("error", found(draw, patience=1 if draw is hanging else 60))
+    (error,) = of_level("error", found(draw, patience=1 if draw is toy_drawing.hanging else 60))
     assert error.startswith("rendering: ")
     assert message in error
 
