@@ -46,13 +46,8 @@ def build_and_test(build: Path, *options: str) -> None:
     )  # fmt: skip
 
 
-def test_cpp(tmp_path: Path) -> None:
-    # The emulated device's are slow; test_cuda_emulated.py runs the same kernels from Python.
-    build_and_test(tmp_path, "-DCRPT_WERROR=ON", "-DCRPT_TEST_EMULATED=OFF")
-
-
 @pytest.mark.slow
-def test_cpp_on_the_emulated_device(tmp_path: Path) -> None:
+def test_cpp(tmp_path: Path) -> None:
     build_and_test(tmp_path, "-DCRPT_WERROR=ON")
 
 

@@ -225,6 +225,7 @@ def test_processes_that_see_different_files_are_told(dataset, tmp_path):
         together(2, str(tmp_path / "data{rank}"), str(tmp_path / "runs"), *SMALL)
 
 
+@pytest.mark.slow
 def test_processes_that_differ_are_told_in_what(dataset, tmp_path):
     small.dataset(tmp_path / "seed", seed=1)
     small.dataset(tmp_path / "render", replace(small.COLLECT, render="fast"))

@@ -52,7 +52,12 @@ def test_spaces_and_types(domain, actions):
 
 # reassemble_5_bricks shuffles lists in place, lqr draws its model at random when it is made
 @pytest.mark.parametrize(
-    "domain", [*SOME, "reassemble_5_bricks_random_order_vision", "lqr_lqr_2_1"]
+    "domain",
+    [
+        *SOME,
+        pytest.param("reassemble_5_bricks_random_order_vision", marks=pytest.mark.slow),
+        "lqr_lqr_2_1",
+    ],
 )
 def test_an_episode_is_a_function_of_its_seed_and_actions(domain):
     env = envs.make(domain, render="fast")

@@ -31,7 +31,7 @@ def test_commands_let_waiting_threads_spin_only_briefly_unless_told_otherwise(tm
     show = "lambda: print(os.environ.get('GOMP_SPINCOUNT'))"
     (tmp_path / "sitecustomize.py").write_text(f"import atexit, os; atexit.register({show})")
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    command = ("-m", "crpt.seeds")  # a module that does nothing when run
+    command = ("-m", "crpt.files")  # a module that does nothing when run
     assert python(*command, PYTHONPATH=path).split() == ["10000"]
     assert python(*command, PYTHONPATH=path, GOMP_SPINCOUNT="7").split() == ["7"]
     assert python(*command, PYTHONPATH=path, OMP_WAIT_POLICY="ACTIVE").split() == ["None"]

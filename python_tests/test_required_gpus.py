@@ -56,6 +56,8 @@ def outcomes(directory: Path, gpus: str, required: str) -> dict[str, str]:
     return dict(failed + errors)
 
 
+# Each takes seconds, to import torch and pytest once more.
+@pytest.mark.slow
 def test_without_the_variable_a_skip_is_a_skip(tmp_path: Path) -> None:
     assert outcomes(tmp_path, NO_GPU, "") == {}
 
@@ -70,7 +72,7 @@ def test_without_a_gpu_every_gpu_test_that_it_requires_fails(tmp_path: Path) -> 
     }
 
 
-@pytest.mark.parametrize("required", ["1", "2"])
+@pytest.mark.parametrize("required", ["1", pytest.param("2", marks=pytest.mark.slow)])
 def test_with_a_gpu_whatever_skips_fails(tmp_path: Path, required: str) -> None:
     expected = {
         "skips_in_its_body": f"not this GPU, and CRPT_REQUIRE_CUDA={required}",

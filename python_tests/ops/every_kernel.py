@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 from crpt import ops
+from crpt.byte_encoder import bytes_are_faster, project_bytes
+from crpt.encoder import Encoder, EncoderConfig
 
 DEVICE = "cuda"  # the tests' is another
 # Of scores; the last is for no cluster of blocks, whose grid works through memory.
@@ -25,7 +27,8 @@ TEMPERATURES = (0.1, 0.005)  # exp space, and log space
 
 
 def backward(out: Tensor, *inputs: Tensor) -> None:
-    torch.autograd.grad(out.float().sum(), [x for x in inputs if x.requires_grad])
+    grad = torch.ones_like(out)  # laid out as `out` is, where that of a sum would not be
+    torch.autograd.grad(out, [x for x in inputs if x.requires_grad], grad)
 
 
 def uniform(*shape: int, dtype: torch.dtype) -> Tensor:
@@ -50,7 +53,10 @@ def images(dtype: torch.dtype) -> None:
         shifts = torch.randint(-2, 3, (shape[0], 2), device=DEVICE)
         x = uniform(*shape, dtype=dtype).requires_grad_()
         backward(ops.random_shift(x, 2, shifts), x)
-        ops.random_shift(x.detach().to(memory_format=torch.channels_last), 2, shifts)
+        pixels = x.detach().to(memory_format=torch.channels_last).requires_grad_()
+        backward(ops.random_shift(pixels, 2, shifts), pixels)
+        for part in (x.detach()[:, :, 1:, 2:], pixels.detach()[:, 1:, 1:, 2:]):
+            ops.random_shift(part, 2, shifts)
     frames = torch.randint(0, 256, (20, 3, 84, 84), device=DEVICE, dtype=torch.uint8)
     index = torch.randint(20, (5, 3), device=DEVICE)
     shifts = torch.randint(-4, 5, (20, 2), device=DEVICE)
@@ -58,6 +64,13 @@ def images(dtype: torch.dtype) -> None:
         ops.frame_stack(frames, index, shifts[:5], 4, out)
         ops.frame_stack(frames[:, :, 1:, 2:], index, dtype=out)  # rows that are no words
     ops.random_shift(frames, 4, shifts)
+
+
+def encoder(image_size: int) -> None:
+    module = Encoder(EncoderConfig(image_size=image_size, projection_dim=24)).to(DEVICE)
+    shape = (5, module.config.in_channels, image_size, image_size)
+    images = torch.randint(0, 256, shape, device=DEVICE, dtype=torch.uint8)
+    backward(project_bytes(module, images), *module.parameters())
 
 
 def main() -> None:
@@ -73,6 +86,9 @@ def main() -> None:
         for problem in PROBLEMS if small else PROBLEMS + LARGE_PROBLEMS:
             losses(*problem, dtype=dtype)
         images(dtype)
+    if bytes_are_faster(Encoder(EncoderConfig()), torch.device(DEVICE)):
+        for image_size in (21,) if small else (21, 84, 100):
+            encoder(image_size)
     if DEVICE == "cuda":
         torch.cuda.synchronize()
     print("done")

@@ -42,6 +42,8 @@ from crpt.encoder import Encoder, EncoderConfig
 from crpt.ops import conv_cuda, conv_features, cuda, direct, reference
 from crpt.ops.schemas import SCHEMAS
 
+pytestmark = pytest.mark.slow  # the kernels take half a minute to compile
+
 EMULATION = Path(__file__).parents[2] / "cpp_tests" / "cuda_emulation"
 
 
@@ -347,12 +349,16 @@ def test_what_compute_sanitizer_is_given_starts_every_operators_kernels(
     recorded = Recorded(emulated)
     monkeypatch.setattr(cuda, "_cuda", recorded)
     monkeypatch.setattr(every_kernel, "DEVICE", "cpu")
+    monkeypatch.setattr(every_kernel, "bytes_are_faster", lambda encoder, device: True)
+    monkeypatch.setattr(conv_features, "_kernels", lambda device: conv_cuda)
+    monkeypatch.setattr(conv_cuda, "processors", lambda device: 2)
     monkeypatch.setattr(sys, "argv", ["every_kernel.py", "--small"])
     with OnEmulatedDevice():
         every_kernel.main()
     launchers = {name for name in vars(emulated) if not name.startswith("_")}
-    of_the_encoder = {name for name in launchers if name.startswith("conv")} | {"reorder"}
-    assert launchers - recorded.calls.keys() == {*of_the_encoder, "sinkhorn_scratch"}
+    assert launchers - recorded.calls.keys() == {"sinkhorn_scratch"}
+    for name in ("random_shift", "random_shift_backward"):  # of planes, and of pixels
+        assert {args[-6] == 1 for args in recorded.calls[name]} == {False, True}, name
     clusters = {args[-2] for args in recorded.calls["sinkhorn"]}
     assert {0, 1} < clusters  # and some of several blocks
 
