@@ -32,12 +32,15 @@ STAGE_LEAVES = {
 }
 """The file by which a stage's config section (and its input's) becomes binding."""
 
+_INPUT = "_input"
+"""Ends the name of the section of what a stage was given."""
+
 _BEFORE_RECORDING = {".lock", "config.json", "encoder", "checkpoints"}
 """What a stage may make before it leaves what makes it binding."""
 
 
 class ConfigMismatchError(ValueError):
-    """A run directory was opened with another config than the one it was begun with."""
+    """A run directory was opened with another config or input than it was begun with."""
 
 
 class RunFileError(ValueError):
@@ -150,16 +153,18 @@ class RunDirectory:
         """`check`, against sections as `plain` left them instead of those of config.json."""
         wanted = plain(sections)
         marks = _marks(sections)
-        differing = [
-            f"  {name}: {was!r} -> {now!r}"
+        differing = {
+            name: f"  {name}: {was!r} -> {now!r}"
             for name, (was, now) in sorted(_differences(present, wanted).items())
             if not self._may_change(marks.get(name, {}), was, now)
-        ]
+        }
         if differing:
+            inputs_alone = all(name.partition(".")[0].endswith(_INPUT) for name in differing)
+            what = "dataset" if inputs_alone else "config"
             raise ConfigMismatchError(
-                f"{self.path} was begun with another config; these fields differ "
-                "(there -> asked for):\n" + "\n".join(differing) + "\nAsk for the same config to "
-                "go on, choose another --run-dir, or delete this one."
+                f"{self.path} was begun with another {what}; these fields differ "
+                "(there -> asked for):\n" + "\n".join(differing.values()) + f"\nAsk for the same "
+                f"{what} to go on, choose another --run-dir, or delete this one."
             )
 
     def claim(self, sections: dict[str, Any]) -> None:
@@ -179,7 +184,7 @@ class RunDirectory:
 
     def _binding(self, section: str) -> bool:
         """Whether what this section describes has left something."""
-        stage = section.removesuffix("_input")
+        stage = section.removesuffix(_INPUT)
         if stage in STAGE_LEAVES:
             return any(self.path.glob(STAGE_LEAVES[stage]))
         return any(self._binding(stage) for stage in STAGE_LEAVES)
@@ -315,10 +320,14 @@ def _plain(value: Any) -> Any:
 
 
 def _differences(present: Any, wanted: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
-    """Fields that both have, or that one lacks in a section of both, with their two values."""
+    """Fields that both have, or that one lacks in a section of both, with their two values.
+
+    An input is made of sections: what earlier releases did not note of it cannot be compared.
+    """
     if not (isinstance(present, dict) and isinstance(wanted, dict)):
         return {} if present == wanted else {prefix: (present, wanted)}
-    names = present.keys() | wanted.keys() if prefix else present.keys() & wanted.keys()
+    of_sections = not prefix or prefix.endswith(_INPUT)
+    names = present.keys() & wanted.keys() if of_sections else present.keys() | wanted.keys()
     found: dict[str, tuple[Any, Any]] = {}
     for name in names:
         inner = f"{prefix}.{name}" if prefix else name

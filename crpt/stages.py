@@ -128,7 +128,7 @@ def pretrain_stage(context: Context, config: PretrainConfig) -> Encoder:
             "another --run-dir"
         )
     buffer = open_together(datasets)
-    context.team.lead(lambda: context.claim(PRETRAIN, config, dataset=dataset_identity(buffer)))
+    context.team.lead(lambda: context.claim(PRETRAIN, config, **dataset_identity(buffer)))
     return pretrain(
         config,
         buffer,

@@ -38,7 +38,7 @@ def main() -> None:
             "learning_rate": 1e-2, "batches": "mixed", "batch_size": 32, "log_every": 3,
         }.items():  # fmt: skip
             train(name, replace(small.PRETRAIN, **{name: value}) if other else small.PRETRAIN)
-        for name in ("seed", "render"):
+        for name in ("seed", "render", "content"):
             train(f"dataset_{name}", data=directory / name if other else dataset)
         crpt.pretrain.trainer.precision_on = lambda *asked: "bf16" if other else "fp32"
         train("precision", replace(small.PRETRAIN, precision="auto"))

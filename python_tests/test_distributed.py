@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import small
 import torch
@@ -20,6 +22,7 @@ from crpt.distributed import ALONE, Team, _sendable, launched_by_torchrun, own_d
 from crpt.encoder import Encoder
 from crpt.ops import conv_cpu
 from crpt.pretrain import pretrain
+from crpt.pretrain.inputs import dataset_identity
 from crpt.pretrain.trainer import Trainer
 from crpt.replay import ReplayBuffer
 from crpt.run_directory import RunDirectory
@@ -229,6 +232,14 @@ def test_processes_that_see_different_files_are_told(dataset, tmp_path):
 def test_processes_that_differ_are_told_in_what(dataset, tmp_path):
     small.dataset(tmp_path / "seed", seed=1)
     small.dataset(tmp_path / "render", replace(small.COLLECT, render="fast"))
+    shutil.copytree(dataset, tmp_path / "content")
+    frames = np.load(tmp_path / "content" / "dot_blue" / "frames.npy", mmap_mode="r+")
+    frames[:] = 255 - frames
+    frames.flush()
+    digests = [
+        repr(dataset_identity(ReplayBuffer.open(path))["dataset_content"]["dot_blue"])
+        for path in (dataset, tmp_path / "content")
+    ]
     begun = RunDirectory(tmp_path / "begun")
     begun.claim({"seed": 3})
     begun.save_checkpoint("pretrain", {"round": 4})
@@ -247,6 +258,7 @@ def test_processes_that_differ_are_told_in_what(dataset, tmp_path):
             "precision": ("precision", "'fp32'", "'bf16'"),
             "dataset_seed": ("dataset.seed", "0", "1"),
             "dataset_render": ("dataset.render", "'exact'", "'fast'"),
+            "dataset_content": ("dataset_content.dot_blue", *digests),
         }.items()
     }
     assert mine["seed"].endswith("; start all processes with the same arguments")

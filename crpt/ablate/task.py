@@ -52,12 +52,11 @@ class Task:
 
 def check_config(task: Task) -> None:
     """ConfigMismatchError where the run was begun as another."""
-    dataset = {"dataset": dataset_identity(ReplayBuffer.open(task.dataset))}
     RunDirectory(task.run_dir).check(
         {
             "seed": task.seed,
             "pretrain": task.variant.config,
-            "pretrain_input": dataset,
+            "pretrain_input": dataset_identity(ReplayBuffer.open(task.dataset)),
             "probe": task.probe,
         }
     )

@@ -60,8 +60,8 @@ def pretrain(
         ValueError: the buffer cannot be trained on: no domains, too few transitions in one, or
             frames that differ or are not square; or the processes of a team differ in config,
             seed, precision or files.
-        ConfigMismatchError: the checkpoint was begun with another config or seed; fields that are
-            resumable may differ.
+        ConfigMismatchError: the checkpoint was begun with another config, seed or dataset; fields
+            that are resumable may differ.
         CheckpointError: the checkpoint is not one of this stage and these sizes.
         DivergenceError: the loss or a weight is not finite; the last checkpoint is kept.
         TeamError: another process has ended, or cannot be reached; the last checkpoint is kept.
@@ -70,8 +70,9 @@ def pretrain(
     saved = run.load_checkpoint(STAGE)
     done = saved.get("round") if isinstance(saved, dict) else None
     exported = has_encoder(run.encoder_dir)
-    _require_same_run(team, config, seed, buffer, done, exported)
-    begun = {"seed": seed, STAGE: config}
+    identity = dataset_identity(buffer)
+    _require_same_run(team, config, seed, identity, done, exported)
+    begun = {"seed": seed, STAGE: config, f"{STAGE}_input": identity}
     if isinstance(saved, dict) and "begun_with" in saved:  # not in those of earlier releases
         run.compare(saved["begun_with"], begun)
     if done == config.rounds and exported:
@@ -179,7 +180,7 @@ def _require_same_run(
     team: Team,
     config: PretrainConfig,
     seed: int,
-    buffer: ReplayBuffer,
+    identity: dict[str, dict[str, Any]],
     done: int | None,
     exported: bool,
 ) -> None:
@@ -188,7 +189,7 @@ def _require_same_run(
         {"seed": seed} | asdict(config), "start all processes with the same arguments"
     )
     files = {"round of the checkpoint": done, "encoder exported": exported}
-    dataset = {f"dataset.{name}": value for name, value in dataset_identity(buffer).items()}
+    dataset = {f"{part}.{k}": value for part, told in identity.items() for k, value in told.items()}
     team.require_same(
         files | dataset, "put --run-dir and the datasets where all hosts see the same files"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import zlib
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -15,6 +16,8 @@ from crpt.encoder import Encoder
 from crpt.pretrain.turns import Turns
 from crpt.replay import ReplayBuffer
 from crpt.replay.together import name_of
+
+_LOOKED_AT = 32  # transitions of a domain
 
 _log = logging.getLogger(__name__)
 
@@ -32,12 +35,31 @@ def precision_on(
     return "bf16" if modern else "fp32"
 
 
-def dataset_identity(buffer: ReplayBuffer) -> dict[str, Any]:
-    """What tells one dataset from another, and from itself after it has grown."""
+def dataset_identity(buffer: ReplayBuffer) -> dict[str, dict[str, Any]]:
+    """What tells one dataset from another, and from itself after it has grown: what is told of it,
+    and a digest of what each domain holds."""
     described = {k: buffer.metadata.get(k) for k in ("seed", "render", "action_repeat")}
     if "seeds" in buffer.metadata:  # of several
         described["seeds"] = buffer.metadata["seeds"]
-    return described | {d: buffer.num_transitions(d) for d in sorted(buffer.domains)}
+    domains = sorted(buffer.domains)
+    return {
+        "dataset": described | {domain: buffer.num_transitions(domain) for domain in domains},
+        "dataset_content": {domain: _digest(buffer, domain) for domain in domains},
+    }
+
+
+def _digest(buffer: ReplayBuffer, domain: str) -> str:
+    """Of actions and frames of a few transitions, spread over the domain in the order in which they
+    came: some hundred KB, also of terabytes, and the same wherever in the ring they lie."""
+    found = buffer.indices(domain)
+    # In the middle of equal parts: the oldest are those that a writer is about to overwrite.
+    n = len(found)
+    slots = found[[(2 * i + 1) * n // (2 * _LOOKED_AT) for i in range(_LOOKED_AT if n else 0)]]
+    arrays = buffer.arrays(domain)
+    digest = 0
+    for name in ("frames", "actions"):
+        digest = zlib.crc32(arrays[name][slots].tobytes(), digest)
+    return f"{digest:08x}"
 
 
 def frame_geometry(buffer: ReplayBuffer, domains: tuple[str, ...]) -> tuple[int, int]:
