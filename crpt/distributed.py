@@ -127,9 +127,16 @@ def leads() -> bool:
 
 def own_device(device: torch.device) -> torch.device:
     """Of the GPUs of this host, the one for this process, where no number was asked for."""
-    if device.type == "cuda" and device.index is None and launched_by_torchrun():
-        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-    return device
+    if device.type != "cuda" or device.index is not None or not launched_by_torchrun():
+        return device
+    number, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    processes = max(number + 1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    if processes > gpus:
+        raise ValueError(
+            f"--nproc-per-node of torchrun should be at most {gpus}, the number of GPUs that torch "
+            f"finds on this host, got {processes} processes"
+        )
+    return torch.device("cuda", number)
 
 
 @contextmanager

@@ -320,12 +320,29 @@ def test_a_process_of_its_own_is_a_team_of_one(monkeypatch):
     assert done == [1]
 
 
+def launch(monkeypatch, **environment):
+    """What torchrun tells a process that it starts."""
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, str(value))
+
+
 def test_each_process_takes_the_gpu_of_its_number_unless_one_was_named(monkeypatch):
-    for name, value in (("RANK", "5"), ("WORLD_SIZE", "8"), ("LOCAL_RANK", "1")):
-        monkeypatch.setenv(name, value)
+    launch(monkeypatch, RANK=5, WORLD_SIZE=8, LOCAL_RANK=1, LOCAL_WORLD_SIZE=4)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert own_device(torch.device("cuda")) == torch.device("cuda:1")
     assert own_device(torch.device("cuda:3")) == torch.device("cuda:3")
     assert own_device(torch.device("cpu")) == torch.device("cpu")
+
+
+@pytest.mark.parametrize("told", [{"LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 3}, {"LOCAL_RANK": 2}])
+def test_processes_without_a_gpu_each_are_told_how_many_there_are(monkeypatch, told):
+    launch(monkeypatch, RANK=6, WORLD_SIZE=8, **told)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ValueError, match=r"should be at most 2, .* GPUs .*, got 3 processes"):
+        own_device(torch.device("cuda"))
+    assert own_device(torch.device("cuda:0")) == torch.device("cuda:0")
 
 
 def test_an_error_that_cannot_be_sent_is_told_in_words():
