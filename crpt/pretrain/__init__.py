@@ -65,6 +65,7 @@ def pretrain(
         CheckpointError: the checkpoint is not one of this stage and these sizes.
         DivergenceError: the loss or a weight is not finite; the last checkpoint is kept.
         TeamError: another process has ended, or cannot be reached; the last checkpoint is kept.
+        BackendError: the processes cannot reach each other for another reason; it is kept, too.
         Interrupted: on Ctrl-C, after a checkpoint; in the last round, after `encoder/` too.
     """
     saved = run.load_checkpoint(STAGE)
