@@ -139,7 +139,7 @@ def context(
     arguments: Common, *, dataset: Path | None = None, encoder: Path | None = None
 ) -> Context:
     """The stages' view of the arguments."""
-    device = distributed.own_device(usable_device(arguments.device))
+    device = usable_device(arguments.device)
     if arguments.seed < 0:
         raise ValueError(f"seed should be at least 0, got {arguments.seed}")
     return Context(
@@ -152,11 +152,14 @@ def context(
 
 
 def usable_device(name: str) -> torch.device:
-    """The device of that name; ValueError unless torch finds it here."""
+    """The device of that name, under torchrun this process's own; ValueError unless torch finds it
+    here."""
     try:
         device = torch.device(name)
         if device.type not in ("cpu", "cuda"):
             raise RuntimeError("not one of them")
+        # Before anything lies on a GPU: what is another's should not.
+        device = distributed.own_device(device)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:  # torch's, for names and missing devices
         raise ValueError(

@@ -18,11 +18,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from crpt.interrupt import Interrupted
+
 TIMEOUT = timedelta(minutes=10)
 
 
 class TeamError(RuntimeError):
     """Another process of the team has ended, or cannot be reached."""
+
+
+class BackendError(RuntimeError):
+    """What the processes reach each other by does not work here; none is known to be lost."""
 
 
 @dataclass(frozen=True)
@@ -127,9 +133,16 @@ def leads() -> bool:
 
 def own_device(device: torch.device) -> torch.device:
     """Of the GPUs of this host, the one for this process, where no number was asked for."""
-    if device.type == "cuda" and device.index is None and launched_by_torchrun():
-        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-    return device
+    if device.type != "cuda" or device.index is not None or not launched_by_torchrun():
+        return device
+    number, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    processes = max(number + 1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    if processes > gpus:
+        raise ValueError(
+            f"--nproc-per-node of torchrun should be at most {gpus}, the number of GPUs that torch "
+            f"finds on this host, got {processes} processes"
+        )
+    return torch.device("cuda", number)
 
 
 @contextmanager
@@ -140,34 +153,68 @@ def join(device: torch.device) -> Iterator[Team]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    backend = "nccl" if device.type == "cuda" else "gloo"
     with lost_processes_named(lambda: "What was saved is kept: start the same command again"):
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+        dist.init_process_group(backend, timeout=TIMEOUT)
+        # NCCL would wait here for collectives with who is gone, and nobody hear of the error. torch
+        # aborts them at the end of the process, when the user has been told.
+        destroys = backend == "gloo"
         try:
             control = dist.new_group(backend="gloo", timeout=TIMEOUT)
             yield Team(dist.get_rank(), dist.get_world_size(), dist.group.WORLD, control)
+            destroys = True
+        except Interrupted:  # all of them are, at the same step
+            destroys = True
+            raise
         finally:
-            dist.destroy_process_group()
+            if destroys:
+                dist.destroy_process_group()
 
 
 @contextmanager
 def lost_processes_named(kept: Callable[[], str]) -> Iterator[None]:
-    """TeamError where processes fail to reach each other; `kept` says what the user still has."""
+    """TeamError where processes fail to reach each other, BackendError where they cannot for
+    another reason; `kept` says what the user still has."""
     try:
         yield
+    except (TeamError, BackendError):
+        raise
     except RuntimeError as error:
         # gloo has no error type of its own, but names its source file.
         if not (isinstance(error, dist.DistError) or "/gloo/" in str(error)):
             raise
         _outlive_the_agent()
+        message = str(error).partition("Exception raised from")[0]  # frames of C++ follow
+        if not _LOST.search(message):
+            raise BackendError(
+                f"the backend of torch.distributed has failed: {_in_short(message)}. Mend that "
+                f"first. {kept()}"
+            ) from error
         raise TeamError(
-            f"{_lost_process(str(error))} has ended or cannot be reached; what it said itself, if "
+            f"{_lost_process(message)} has ended or cannot be reached; what it said itself, if "
             f"anything, tells why. {kept()}"
         ) from error
 
 
+_LOST = re.compile(
+    r"remote process exit|closed the connection|connection (was likely )?(closed|reset|refused)|"
+    r"broken pipe|failed to connect|no route to host|unreachable|"
+    r"tim(ed|ing) out|(application|operation|read|socket|wait|write) timeout",
+    re.IGNORECASE,
+)
+"""What gloo, NCCL and torch's store say when another process is gone or does not answer."""
+
+
+def _in_short(message: str) -> str:
+    """Its first line; of NCCL's, which tells the kind of error, with the reason."""
+    first = message.strip().partition("\n")[0]
+    reason = re.search(r"Last error:\n(.+)", message)
+    return (f"{first}: {reason[1]}" if reason else first).rstrip(". ")
+
+
 def _outlive_the_agent() -> None:
     """Ignores SIGTERM under torchrun, whose agent sends it to all as soon as one is lost: this
-    process ends by itself, once it has told what was lost."""
+    process ends by itself, once it has told what it knows."""
     under_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
     if under_torchrun and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

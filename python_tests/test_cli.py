@@ -10,6 +10,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+import torch
 
 import crpt as crpt_package
 from crpt import cli
@@ -207,6 +208,25 @@ def test_of_a_team_one_process_says_that_it_was_interrupted(monkeypatch, capsys,
         raise KeyboardInterrupt
     assert ending.value.code == 130
     assert capsys.readouterr().err.count("interrupted. Go on.") == said
+
+
+def test_a_process_of_a_team_touches_no_gpu_but_its_own(monkeypatch, tmp_path):
+    for name, value in {"RANK": 5, "WORLD_SIZE": 8, "LOCAL_RANK": 1, "LOCAL_WORLD_SIZE": 2}.items():
+        monkeypatch.setenv(name, str(value))
+    touched = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch, "empty", lambda n, device: touched.append(str(device)))
+    assert cli.context(cli.Common("quick", tmp_path, "cuda")).device == "cuda:1"
+    assert touched == ["cuda:1"]
+
+
+def test_more_processes_than_gpus_are_refused_before_one_is_touched(monkeypatch, tmp_path):
+    for name, value in {"RANK": 0, "WORLD_SIZE": 2, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 2}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch, "empty", None)
+    with pytest.raises(ValueError, match=r"--nproc-per-node .* at most 1, .* got 2 processes"):
+        cli.context(cli.Common("quick", tmp_path, "cuda"))
 
 
 def test_a_traceback_on_request(crpt, tmp_path, monkeypatch):

@@ -219,6 +219,22 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
     assert all(t.isfinite().all() for t in saved["model"].values())
 
 
+def test_divergence_before_the_first_checkpoint_keeps_none_and_binds_nobody(buffer, tmp_path):
+    run = RunDirectory(tmp_path)
+    config = replace(small.PRETRAIN, learning_rate=1e20, checkpoint_every=20)
+    run.claim({"pretrain": config})
+    with pytest.raises(
+        DivergenceError,
+        match=r"in round 2; no checkpoint was written yet\. Begin again, in the same --run-dir .* "
+        "with a learning_rate below",
+    ):
+        pretrain(config, buffer, run, seed=0, progress=False)
+    assert not run.has_checkpoint("pretrain")
+    run.claim({"pretrain": small.PRETRAIN})
+    pretrain(small.PRETRAIN, buffer, run, seed=0, progress=False)
+    assert run.metrics()[0]["step"] == small.PRETRAIN.log_every
+
+
 @pytest.mark.parametrize("broken", ["weight", "moment"])
 def test_weights_that_the_last_step_broke_are_not_saved(buffer, tmp_path, monkeypatch, broken):
     step = torch.optim.Adam.step

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crpt.distributed import Team
-from crpt.encoder import Encoder, EncoderConfig
+from crpt.encoder import Encoder, EncoderConfig, initial_encoder
+from crpt.objectives import build
 from crpt.ops import conv_cpu, reference
 from crpt.pretrain import Trainer
 from crpt.pretrain.inputs import precision_on
@@ -36,6 +37,21 @@ BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
 @pytest.fixture(scope="module")
 def buffer(tmp_path_factory):
     return small.dataset(tmp_path_factory.mktemp("data") / "dataset")
+
+
+def test_initial_weights_are_the_seed_s_and_torch_s_own_state_stays(buffer, monkeypatch):
+    with torch.random.fork_rng():
+        torch.manual_seed(8)
+        shape = EncoderConfig(
+            in_channels=6, image_size=20, projection_dim=16, embedding_norm="none"
+        )
+        expected = build(initial_encoder(shape, 7), CONFIG).state_dict()
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", None)  # what torch.manual_seed calls
+    state = torch.random.get_rng_state()
+    model = Trainer(CONFIG, buffer, seed=7, device=torch.device("cpu")).model
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert expected.keys() == model.state_dict().keys()
+    assert all(torch.equal(tensor, expected[key]) for key, tensor in model.state_dict().items())
 
 
 def project(weights: dict[str, Tensor], pixels: Tensor) -> Tensor:

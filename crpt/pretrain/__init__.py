@@ -63,8 +63,9 @@ def pretrain(
         ConfigMismatchError: the checkpoint was begun with another config, seed or dataset; fields
             that are resumable may differ.
         CheckpointError: the checkpoint is not one of this stage and these sizes.
-        DivergenceError: the loss or a weight is not finite; the last checkpoint is kept.
+        DivergenceError: the loss or a weight is not finite; the last checkpoint, if any, is kept.
         TeamError: another process has ended, or cannot be reached; the last checkpoint is kept.
+        BackendError: the processes cannot reach each other for another reason; it is kept, too.
         Interrupted: on Ctrl-C, after a checkpoint; in the last round, after `encoder/` too.
     """
     saved = run.load_checkpoint(STAGE)
@@ -112,9 +113,9 @@ def pretrain(
                 plateau.observe(name, distance)
             if logged:
                 losses = [of_all(team, loss) for loss in losses]
-                _check_losses(trainer, losses)
+                _check_losses(trainer, run, losses)
                 figures = lines(trainer, list(map(Turn, updates, losses, norms)))
-                _check_figures(trainer, list(figures.values()))
+                _check_figures(trainer, run, list(figures.values()))
                 if team.leads:
                     for name, line in figures.items():
                         run.log(STAGE, trainer.round, domain=name, **line)
@@ -125,8 +126,8 @@ def pretrain(
                 bar.set_postfix(distance=f"{mean / len(figures):.3f}")
             stopping = team.any(stop.requested)
             if trainer.round % config.checkpoint_every == 0 or last or stopping:
-                _check_losses(trainer, losses)
-                _check_weights(trainer)
+                _check_losses(trainer, run, losses)
+                _check_weights(trainer, run)
                 # The others wait: when one has ended, torchrun ends one that still saves.
                 team.lead(partial(_save, run, trainer, begun))
             if stopping and not last:
@@ -264,36 +265,41 @@ def _weights(trainer: Trainer) -> dict[str, int] | None:
     return found if len(set(found.values())) > 1 else None
 
 
-def _check_losses(trainer: Trainer, losses: list[Losses]) -> None:
+def _check_losses(trainer: Trainer, run: RunDirectory, losses: list[Losses]) -> None:
     """Every process of a team learns of a loss that is not finite in one of them."""
     first = trainer.watch.first_bad()
     if trainer.team.any(first is not None):
         where = "in another process" if first is None else f"from update {first} on"
-        raise _divergence(trainer, f"the loss should be finite, and was not {where}")
+        raise _divergence(trainer, run, f"the loss should be finite, and was not {where}")
     values = [loss.total.item() for loss in losses]
     if not all(math.isfinite(value) for value in values):
-        raise _divergence(trainer, f"the loss should be finite, got {values}")
+        raise _divergence(trainer, run, f"the loss should be finite, got {values}")
 
 
-def _check_figures(trainer: Trainer, lines: list[dict[str, float]]) -> None:
+def _check_figures(trainer: Trainer, run: RunDirectory, lines: list[dict[str, float]]) -> None:
     bad = {key: value for line in lines for key, value in line.items() if not math.isfinite(value)}
     if bad:
-        _check_weights(trainer)
+        _check_weights(trainer, run)
         what = ", ".join(f"{key} {value}" for key, value in bad.items())
-        raise _divergence(trainer, f"figures should be finite, got {what}")
+        raise _divergence(trainer, run, f"figures should be finite, got {what}")
 
 
-def _check_weights(trainer: Trainer) -> None:
+def _check_weights(trainer: Trainer, run: RunDirectory) -> None:
     # The losses are those before the last step: what it made of the weights does not show there.
     if not trainer.is_finite():
-        raise _divergence(trainer, "weights and moments of Adam should be finite, and are not")
+        what = "weights and moments of Adam should be finite, and are not"
+        raise _divergence(trainer, run, what)
 
 
-def _divergence(trainer: Trainer, what: str) -> DivergenceError:
+def _divergence(trainer: Trainer, run: RunDirectory, what: str) -> DivergenceError:
     remedy = f"a learning_rate below {trainer.config.learning_rate:g}"
     if trainer.config.precision != "fp32":
         remedy += ", or precision fp32"
-    return DivergenceError(
-        f"{what}, in round {trainer.round}; the last checkpoint is kept. A run keeps its config, "
-        f"so begin another one, in a new --run-dir, with {remedy}."
-    )
+    # Where there is none, nothing binds the run to its config.
+    kept = "no checkpoint was written yet. Begin again, in the same --run-dir or another,"
+    if run.has_checkpoint(STAGE):
+        kept = (
+            "the last checkpoint is kept. A run keeps its config, so begin another one, in a new "
+            "--run-dir,"
+        )
+    return DivergenceError(f"{what}, in round {trainer.round}; {kept} with {remedy}.")

@@ -26,6 +26,7 @@ from crpt.pretrain.turns import Turns
 from crpt.pretrain.update_graph import CudaRecorder, Recorder, UpdateGraphs
 from crpt.pretrain.watch import FiniteWatch
 from crpt.replay import ReplayBuffer
+from crpt.seeds import seeded
 
 RANK_BATCH = 128
 
@@ -80,8 +81,7 @@ class Trainer:
             seed,
         )
         self.config = config = replace(config, precision=precision_on(config, encoder, device))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed + 1)
+        with seeded(seed + 1):
             model = build(encoder, config)
         self.model = on_device(model, device)
         self.model.join(team)
