@@ -167,10 +167,11 @@ class Finetuner:
         finite = torch.stack([tensor.isfinite().all() for tensor in tensors.values()])
         if not finite.all():
             bad = [name for name, fine in zip(tensors, finite.tolist(), strict=True) if not fine]
+            saved = self.run.has_checkpoint(STAGE)
+            kept = "the last checkpoint is kept" if saved else "no checkpoint was written yet"
             raise FloatingPointError(
                 f"{what} should be finite, got NaN or infinity in {', '.join(bad)} at agent step "
-                f"{self.counters.agent_steps}; the last checkpoint is kept. "
-                "Try a lower learning_rate."
+                f"{self.counters.agent_steps}; {kept}. Try a lower learning_rate."
             )
 
     def _evaluate(self, check_stop: Callable[[], None]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
 from dataclasses import asdict
@@ -18,7 +17,8 @@ from crpt.distributed import ALONE, Team, lost_processes_named
 from crpt.encoder import Encoder, has_encoder
 from crpt.interrupt import Interrupted, StopRequest
 from crpt.model_card import write_card
-from crpt.objectives import Losses
+from crpt.pretrain import divergence
+from crpt.pretrain.divergence import DivergenceError
 from crpt.pretrain.feeds import Domains
 from crpt.pretrain.inputs import dataset_identity, warn_of_left_out_namesakes
 from crpt.pretrain.log import Line, Turn, distances, lines, of_all
@@ -28,11 +28,9 @@ from crpt.replay import ReplayBuffer
 from crpt.replay.together import name_of
 from crpt.run_directory import CheckpointError, RunDirectory, plain
 
+__all__ = ["STAGE", "DivergenceError", "Trainer", "pretrain"]
+
 STAGE = "pretrain"
-
-
-class DivergenceError(RuntimeError):
-    """The loss or a weight is not a finite number."""
 
 
 def pretrain(
@@ -113,9 +111,9 @@ def pretrain(
                 plateau.observe(name, distance)
             if logged:
                 losses = [of_all(team, loss) for loss in losses]
-                _check_losses(trainer, run, losses)
+                divergence.check_losses(trainer, run, losses)
                 figures = lines(trainer, list(map(Turn, updates, losses, norms)))
-                _check_figures(trainer, run, list(figures.values()))
+                divergence.check_figures(trainer, run, list(figures.values()))
                 if team.leads:
                     for name, line in figures.items():
                         run.log(STAGE, trainer.round, domain=name, **line)
@@ -126,8 +124,8 @@ def pretrain(
                 bar.set_postfix(distance=f"{mean / len(figures):.3f}")
             stopping = team.any(stop.requested)
             if trainer.round % config.checkpoint_every == 0 or last or stopping:
-                _check_losses(trainer, run, losses)
-                _check_weights(trainer, run)
+                divergence.check_losses(trainer, run, losses)
+                divergence.check_weights(trainer, run)
                 # The others wait: when one has ended, torchrun ends one that still saves.
                 team.lead(partial(_save, run, trainer, begun))
             if stopping and not last:
@@ -263,43 +261,3 @@ def _weights(trainer: Trainer) -> dict[str, int] | None:
     """Of the domains, in lowest terms; None where they are equal."""
     found = {domain: trainer.turns.weight_of(domain) for domain in trainer.domains}
     return found if len(set(found.values())) > 1 else None
-
-
-def _check_losses(trainer: Trainer, run: RunDirectory, losses: list[Losses]) -> None:
-    """Every process of a team learns of a loss that is not finite in one of them."""
-    first = trainer.watch.first_bad()
-    if trainer.team.any(first is not None):
-        where = "in another process" if first is None else f"from update {first} on"
-        raise _divergence(trainer, run, f"the loss should be finite, and was not {where}")
-    values = [loss.total.item() for loss in losses]
-    if not all(math.isfinite(value) for value in values):
-        raise _divergence(trainer, run, f"the loss should be finite, got {values}")
-
-
-def _check_figures(trainer: Trainer, run: RunDirectory, lines: list[dict[str, float]]) -> None:
-    bad = {key: value for line in lines for key, value in line.items() if not math.isfinite(value)}
-    if bad:
-        _check_weights(trainer, run)
-        what = ", ".join(f"{key} {value}" for key, value in bad.items())
-        raise _divergence(trainer, run, f"figures should be finite, got {what}")
-
-
-def _check_weights(trainer: Trainer, run: RunDirectory) -> None:
-    # The losses are those before the last step: what it made of the weights does not show there.
-    if not trainer.is_finite():
-        what = "weights and moments of Adam should be finite, and are not"
-        raise _divergence(trainer, run, what)
-
-
-def _divergence(trainer: Trainer, run: RunDirectory, what: str) -> DivergenceError:
-    remedy = f"a learning_rate below {trainer.config.learning_rate:g}"
-    if trainer.config.precision != "fp32":
-        remedy += ", or precision fp32"
-    # Where there is none, nothing binds the run to its config.
-    kept = "no checkpoint was written yet. Begin again, in the same --run-dir or another,"
-    if run.has_checkpoint(STAGE):
-        kept = (
-            "the last checkpoint is kept. A run keeps its config, so begin another one, in a new "
-            "--run-dir,"
-        )
-    return DivergenceError(f"{what}, in round {trainer.round}; {kept} with {remedy}.")

@@ -252,13 +252,20 @@ def test_a_finished_run_returns_at_once(encoder, tmp_path, monkeypatch):
     assert np.array_equal(policy(obs), again(obs))
 
 
-def test_losses_that_are_not_finite_stop_the_run(encoder, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("checkpoint_every", "kept"),
+    [(30, "the last checkpoint is kept"), (1000, "no checkpoint was written yet")],
+)
+def test_losses_that_are_not_finite_stop_the_run(
+    encoder, tmp_path, monkeypatch, checkpoint_every, kept
+):
     def poisoned(self, batch):
         return {"critic_loss": torch.tensor(float("nan"))}
 
     monkeypatch.setattr(crpt.finetune.finetuner.SAC, "update", poisoned)
-    with pytest.raises(FloatingPointError, match="losses should be finite"):
-        run_all(small.FINETUNE, encoder, tmp_path)
+    config = replace(small.FINETUNE, checkpoint_every=checkpoint_every, replay_capacity=1000)
+    with pytest.raises(FloatingPointError, match=f"losses should be finite, .*; {kept}. Try a"):
+        run_all(config, encoder, tmp_path)
 
 
 def test_the_intrinsic_reward_needs_prototypes(tmp_path):
