@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import signal
@@ -16,8 +17,15 @@ import pytest
 import small
 import torch
 
-from crpt.distributed import ALONE, Team, _sendable, launched_by_torchrun, own_device
-from crpt.encoder import Encoder
+from crpt.distributed import (
+    ALONE,
+    Team,
+    TeamBatchNorm1d,
+    _sendable,
+    launched_by_torchrun,
+    own_device,
+)
+from crpt.encoder import Encoder, Standardisation
 from crpt.ops import conv_cpu
 from crpt.pretrain import pretrain
 from crpt.pretrain.trainer import Trainer
@@ -318,6 +326,12 @@ def test_a_process_of_its_own_is_a_team_of_one(monkeypatch):
     done = []
     ALONE.lead(lambda: done.append(1))
     assert done == [1]
+
+
+def test_a_copy_of_a_team_s_norm_belongs_to_no_team_and_is_as_exact():
+    norm = copy.deepcopy(TeamBatchNorm1d(Standardisation(3), None))
+    assert type(norm) is Standardisation
+    assert norm.half().running_var.dtype == torch.float32
 
 
 def test_each_process_takes_the_gpu_of_its_number_unless_one_was_named(monkeypatch):

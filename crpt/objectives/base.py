@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from crpt.byte_encoder import project_bytes
 from crpt.config import PretrainConfig
 from crpt.distributed import ALONE, Team, TeamBatchNorm1d
-from crpt.encoder import Encoder, orthogonal_init
+from crpt.encoder import Encoder, Standardisation, orthogonal_init
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Objective(nn.Module, ABC):
         if team.group is None:
             return
         for encoder in self.modules():
-            if isinstance(encoder, Encoder) and isinstance(encoder.norm, nn.BatchNorm1d):
+            if isinstance(encoder, Encoder) and isinstance(encoder.norm, Standardisation):
                 encoder.norm = TeamBatchNorm1d(encoder.norm, team.group)
 
     def before_update(self) -> None:
