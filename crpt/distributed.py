@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
+from crpt.encoder import Standardisation
 from crpt.interrupt import Interrupted
 
 TIMEOUT = timedelta(minutes=10)
@@ -248,20 +249,20 @@ class _SumOverTeam(torch.autograd.Function):
 _sum_over_team: Callable[[Tensor, dist.ProcessGroup], Tensor] = _SumOverTeam.apply
 
 
-class TeamBatchNorm1d(nn.BatchNorm1d):
+class TeamBatchNorm1d(Standardisation):
     """BatchNorm1d over the rows of all processes; torch's SyncBatchNorm is for GPUs only.
 
     Every process has the same number of rows. Its buffers are those of BatchNorm1d.
     """
 
-    def __init__(self, norm: nn.BatchNorm1d, group: dist.ProcessGroup) -> None:
-        super().__init__(norm.num_features, norm.eps, norm.momentum, affine=False)
+    def __init__(self, norm: Standardisation, group: dist.ProcessGroup) -> None:
+        super().__init__(norm.num_features)
         self.load_state_dict(norm.state_dict())
         self.group = group
 
-    def __deepcopy__(self, memo: dict[int, object]) -> nn.BatchNorm1d:
+    def __deepcopy__(self, memo: dict[int, object]) -> Standardisation:
         """A copy belongs to no team."""
-        norm = nn.BatchNorm1d(self.num_features, self.eps, self.momentum, affine=False)
+        norm = Standardisation(self.num_features)
         norm.load_state_dict(self.state_dict())
         return norm.train(self.training)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, cast
@@ -40,6 +41,25 @@ def orthogonal_init(module: nn.Module) -> None:
         return
     if module.bias is not None:
         nn.init.zeros_(module.bias)
+
+
+class Standardisation(nn.BatchNorm1d):
+    """Batch norm without affine, in float32 at least: a cast of the module to half precision leaves
+    its running statistics as exact as they were."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__(num_features, affine=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        def exactly(x: Tensor) -> Tensor:
+            y = fn(x)
+            if not y.is_floating_point():
+                return y
+            dtype = torch.promote_types(y.dtype, torch.float32)
+            return y if y.dtype == dtype else x.to(y.device, dtype)
+
+        cast(Any, super())._apply(exactly, recurse)  # torch has no types for it
+        return self
 
 
 @dataclass(frozen=True)
@@ -97,9 +117,7 @@ class Encoder(nn.Module):
         # errors that are its gradient.
         standardised = config.embedding_norm == "batch"
         self.projector = nn.Linear(self.feature_dim, config.projection_dim, bias=not standardised)
-        self.norm = (
-            nn.BatchNorm1d(config.projection_dim, affine=False) if standardised else nn.Identity()
-        )
+        self.norm = Standardisation(config.projection_dim) if standardised else nn.Identity()
         self.prototypes: Tensor
         self.register_buffer("prototypes", torch.zeros(config.prototypes, config.projection_dim))
         self.frozen = False
@@ -117,7 +135,8 @@ class Encoder(nn.Module):
         return self.config.in_channels // self.frame_stack
 
     def forward(self, obs: Tensor) -> Tensor:
-        """features = f(obs / 255), uint8 [..., C, H, W] -> float [..., feature_dim].
+        """features = f(obs / 255), uint8 [..., C, H, W] -> [..., feature_dim] in the dtype of the
+        weights.
 
         Raises TypeError for another type or dtype and ValueError for another shape or device.
         """
@@ -147,21 +166,24 @@ class Encoder(nn.Module):
         return h.flatten(1)
 
     def project(self, features: Tensor) -> Tensor:
-        """norm(g(h)), float [B, feature_dim] -> [B, projection_dim]; not yet of unit length."""
+        """norm(g(h)), [B, feature_dim] in the dtype of the weights -> [B, projection_dim] in
+        float32 (float64 for float64); not yet of unit length."""
         g = self.projector(features)
-        # Batch statistics in float32 at least, whatever the precision of the layers before.
+        # Statistics in float32 at least, whatever the precision of the layers before.
         projected: Tensor = self.norm(g.to(torch.promote_types(g.dtype, torch.float32)))
         return projected
 
     def embed(self, obs: Tensor) -> Tensor:
-        """z = normalise(norm(g(f(obs / 255)))), uint8 [..., C, H, W] -> float [..., D]."""
+        """z = normalise(norm(g(f(obs / 255)))), uint8 [..., C, H, W] -> [..., D] in float32
+        (float64 where the weights are)."""
         h = self(obs)
         z = self.embed_features(h.reshape(-1, self.feature_dim))
         z = z.reshape(*h.shape[:-1], self.config.projection_dim)
         return self._without_gradient_if_frozen(z)
 
     def embed_features(self, features: Tensor) -> Tensor:
-        """z = normalise(norm(g(h))), float [B, feature_dim] -> [B, projection_dim]."""
+        """z = normalise(norm(g(h))), [B, feature_dim] in the dtype of the weights ->
+        [B, projection_dim] in float32 (float64 for float64)."""
         return F.normalize(self.project(features), dim=-1)
 
     def _without_gradient_if_frozen(self, x: Tensor) -> Tensor:

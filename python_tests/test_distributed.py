@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -23,6 +24,7 @@ from crpt.distributed import (
     ALONE,
     BackendError,
     Team,
+    TeamBatchNorm1d,
     TeamError,
     _sendable,
     join,
@@ -30,7 +32,7 @@ from crpt.distributed import (
     lost_processes_named,
     own_device,
 )
-from crpt.encoder import Encoder
+from crpt.encoder import Encoder, Standardisation
 from crpt.interrupt import Interrupted
 from crpt.ops import conv_cpu
 from crpt.pretrain import pretrain
@@ -343,6 +345,12 @@ def test_a_process_of_its_own_is_a_team_of_one(monkeypatch):
     done = []
     ALONE.lead(lambda: done.append(1))
     assert done == [1]
+
+
+def test_a_copy_of_a_team_s_norm_belongs_to_no_team_and_is_as_exact():
+    norm = copy.deepcopy(TeamBatchNorm1d(Standardisation(3), None))
+    assert type(norm) is Standardisation
+    assert norm.half().running_var.dtype == torch.float32
 
 
 def launch(monkeypatch, **environment):

@@ -1,8 +1,9 @@
+import copy
 import inspect
 import json
-import math
 import os
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from crpt.files import DiskFullError
 from crpt.model_card import write_card
 
 SMALL = EncoderConfig(image_size=20, projection_dim=16)
+PRECISIONS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
 
 def observations(*shape: int, size: int = 20) -> torch.Tensor:
@@ -261,15 +263,41 @@ def test_has_encoder(tmp_path):
     assert has_encoder(tmp_path)
 
 
-def test_bfloat16_weights_give_close_features():
-    encoder = Encoder(SMALL).freeze()
-    obs = observations(4)
-    h = encoder(obs)
-    low = Encoder(SMALL)
-    low.load_state_dict(encoder.state_dict())
-    error = (low.freeze().to(torch.bfloat16)(obs).float() - h).abs().mean() / h.abs().mean()
-    assert error < 0.05
-    assert math.isfinite(error)
+def standardised(norm: str) -> Encoder:
+    """A frozen encoder, with running statistics of its own under `batch`."""
+    encoder = Encoder(replace(SMALL, embedding_norm=norm))
+    for _ in range(20):
+        encoder.embed(observations(8))
+    return encoder.freeze()
+
+
+@pytest.mark.parametrize("method", ["forward", "embed"])
+@pytest.mark.parametrize("norm", ["none", "batch"])
+@pytest.mark.parametrize("dtype", PRECISIONS)
+def test_weights_of_every_precision(dtype, norm, method):
+    encoder, obs = standardised(norm), observations(4)
+    exact = getattr(copy.deepcopy(encoder).double(), method)(obs)
+    found = getattr(encoder.to(dtype), method)(obs)
+    at_least_float32 = torch.promote_types(dtype, torch.float32)
+    assert found.dtype == (dtype if method == "forward" else at_least_float32)
+    error = (found - exact).norm() / exact.norm()
+    assert error < 20 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("dtype", PRECISIONS)
+def test_encoders_of_every_precision_can_be_trained_further(dtype):
+    encoder = Encoder(replace(SMALL, embedding_norm="batch")).to(dtype)
+    before = encoder.norm.running_var.clone()
+    encoder.embed(observations(4))[:, 0].sum().backward()
+    assert encoder.projector.weight.grad.isfinite().all()
+    assert not torch.equal(encoder.norm.running_var, before)
+
+
+def test_running_statistics_lose_nothing_in_half_precision():
+    encoder = standardised("batch")
+    before = encoder.norm.running_var.clone()
+    for cast in (encoder.half, encoder.bfloat16, encoder.double, encoder.half, encoder.float):
+        assert torch.equal(cast().norm.running_var.float(), before)
 
 
 class Embed(torch.nn.Module):
@@ -307,6 +335,14 @@ def test_torch_compile_without_a_graph_break(method, norm):
     compiled = torch.compile(getattr(encoder, method), fullgraph=True, backend="aot_eager")
     obs = observations(3)
     torch.testing.assert_close(compiled(obs), getattr(encoder, method)(obs))
+
+
+def test_half_precision_is_exported_and_compiled():
+    encoder, obs = standardised("batch").to(torch.bfloat16), observations(3)
+    exported = torch.export.export(Embed(encoder), (obs,)).module()
+    compiled = torch.compile(encoder.embed, fullgraph=True, backend="aot_eager")
+    for embed in (exported, compiled):
+        torch.testing.assert_close(embed(obs), encoder.embed(obs))
 
 
 class Hub:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import get_args
 
 import pytest
+import small
 import torch
 import torch.nn.functional as F
 from small import PRETRAIN, new_encoder, views
@@ -14,6 +15,10 @@ from crpt.encoder import Encoder, EncoderConfig
 from crpt.objectives import OBJECTIVES, build
 from crpt.objectives.autoencoder import Decoder
 from crpt.objectives.base import Losses, Objective, TargetObjective
+from crpt.objectives.byol import BYOL
+from crpt.pretrain import pretrain
+from crpt.run_directory import RunDirectory
+from crpt.train import _require_that_stages_fit
 
 COMPARATORS = sorted(set(OBJECTIVES) - {"crptpro"})
 
@@ -147,3 +152,28 @@ def test_bf16_is_near_fp32(name):
         losses[precision] = model(*views()).total
     assert losses["bf16"].dtype == torch.float32
     torch.testing.assert_close(losses["bf16"], losses["fp32"], atol=0.05, rtol=0.05)
+
+
+class WithPrototypes(BYOL):
+    """An objective of one's own, whose prototypes are no parameter."""
+
+    has_prototypes = True
+
+    def __init__(self, encoder: Encoder, config: config.PretrainConfig) -> None:
+        super().__init__(encoder, config)
+        prototypes = F.normalize(torch.randn(config.prototypes, config.projection_dim), dim=-1)
+        self.register_buffer("prototypes", prototypes)
+
+
+def test_prototypes_of_another_objective_are_logged_exported_and_rewarded(tmp_path, monkeypatch):
+    monkeypatch.setitem(OBJECTIVES, "byol", WithPrototypes)
+    config = replace(PRETRAIN, objective="byol", rounds=2)
+    run = RunDirectory(tmp_path / "run")
+    buffer = small.dataset(tmp_path / "dataset")
+    encoder = pretrain(config, buffer, run, seed=0, progress=False)
+    assert encoder.prototypes.shape == (32, 16)
+    for line in run.metrics("pretrain"):
+        assert abs(line["prototype_similarity_mean"]) < 0.1
+        assert 0.3 < line["prototype_similarity_max"] < 1
+    assert small.STAGES.finetune.intrinsic_reward > 0
+    _require_that_stages_fit(replace(small.STAGES, pretrain=config))

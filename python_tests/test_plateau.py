@@ -4,9 +4,11 @@ from dataclasses import replace
 import pytest
 import small
 import torch
+import torch.nn.functional as F
 
+from crpt.objectives.crptpro import CRPTPro
 from crpt.pretrain import pretrain
-from crpt.pretrain.plateau import READINGS, Plateau, PlateauWarning
+from crpt.pretrain.plateau import FEWEST_PROTOTYPES, READINGS, Plateau, PlateauWarning
 from crpt.run_directory import RunDirectory
 
 STUCK = replace(
@@ -152,3 +154,62 @@ def test_a_run_that_goes_on_is_judged_by_three_rounds_too():
             judge(plateau, round_, {"a": 0.005}, {"a": 5.0}, rounds=1)
     with pytest.warns(PlateauWarning):
         judge(plateau, 202, {"a": 0.005}, {"a": 5.0}, rounds=1)
+
+
+@pytest.fixture(scope="module")
+def buffer(tmp_path_factory):
+    return small.dataset(tmp_path_factory.mktemp("data") / "dataset")
+
+
+def pretrained(config, buffer, path):
+    """The figures and the warnings of a run."""
+    run = RunDirectory(path)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        pretrain(config, buffer, run, seed=0, progress=False)
+    found = [str(w.message) for w in caught if issubclass(w.category, PlateauWarning)]
+    return run.metrics("pretrain"), found
+
+
+def test_prototypes_that_collapse_are_told_of_once_with_the_remedy(buffer, tmp_path, monkeypatch):
+    @torch.no_grad()
+    def collapse(self):
+        noise = 0.05 * torch.randn_like(self.prototypes)
+        self.prototypes.copy_(F.normalize(self.prototypes[0] + noise, dim=-1))
+
+    monkeypatch.setattr(CRPTPro, "before_update", collapse)
+    lines, (message,) = pretrained(small.PRETRAIN, buffer, tmp_path)
+    assert all(0.9 < line["prototype_similarity_mean"] < 0.99 for line in lines)
+    # They begin spread, so it needs no 150 updates to tell.
+    assert message.startswith("after 2 rounds the prototypes have collapsed to about one vector")
+    for remedy in ("intrinsic_weight above 0.005", "learning_rate below 0.001", "new --run-dir"):
+        assert remedy in message
+
+
+@pytest.mark.parametrize("intrinsic", ["dot", "knn", "none"])
+def test_prototypes_of_a_healthy_run_are_not_called_collapsed(buffer, tmp_path, intrinsic):
+    config = replace(small.PRETRAIN, rounds=60, batch_size=48, log_every=20, intrinsic=intrinsic)
+    lines, messages = pretrained(config, buffer, tmp_path)
+    assert not messages
+    assert all(abs(line["prototype_similarity_mean"]) < 0.1 for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("changes", "similarity", "said"),
+    [
+        ({}, 0.94, r"a mean cosine of 0\.94.* Try an intrinsic_weight above 0\.005, or"),
+        ({"intrinsic": "none"}, 0.94, "Try intrinsic: dot, or a learning_rate below"),
+        ({}, 0.2, None),
+        ({"prototypes": FEWEST_PROTOTYPES - 1}, 0.94, None),  # a mean of too few
+        ({}, None, None),  # an objective without any
+    ],
+)
+def test_prototypes_are_judged_by_their_mean_cosine(changes, similarity, said):
+    plateau = Plateau(replace(STUCK, **changes), 2)
+    if said is None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            plateau.check(1, {}, similarity=similarity)
+    else:
+        with pytest.warns(PlateauWarning, match=said):
+            plateau.check(1, {}, similarity=similarity)

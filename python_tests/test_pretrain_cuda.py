@@ -14,6 +14,7 @@ import torch
 import crpt.pretrain.trainer
 from crpt.byte_encoder import project_bytes
 from crpt.encoder import Encoder, EncoderConfig
+from crpt.objectives import OBJECTIVES
 from crpt.pretrain import DivergenceError, Trainer, pretrain
 from crpt.pretrain.streamed_feed import StreamedFeed
 from crpt.pretrain.update_graph import WARM_UP
@@ -63,7 +64,7 @@ def weights(trainer: Trainer) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("batches", ["alternate", "mixed"])
-@pytest.mark.parametrize("objective", ["crptpro", "atc", "byol", "autoencoder"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
 def test_recorded_updates_equal_those_that_are_written(buffer, batches, objective):
     config = replace(CONFIG, batches=batches, objective=objective)
     plain, recorded = trainer(config, buffer, cuda_graphs=False), trainer(config, buffer)

@@ -16,6 +16,7 @@ from crpt.config import PretrainConfig, Stages
 from crpt.encoder import Encoder
 from crpt.interrupt import Interrupted
 from crpt.measures import effective_rank, prototypes_in_use
+from crpt.objectives import OBJECTIVES
 from crpt.objectives.crptpro import CRPTPro
 from crpt.pretrain import Trainer, _ranks
 from crpt.pretrain.feeds import ViewConfig
@@ -27,7 +28,6 @@ from crpt.pretrain.update_graph import WARM_UP
 from crpt.run_directory import ConfigMismatchError, RunDirectory
 
 CPU = torch.device("cpu")
-OBJECTIVES = ["crptpro", "atc", "byol", "autoencoder"]
 
 
 @pytest.fixture(scope="module")

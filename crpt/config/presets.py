@@ -17,9 +17,9 @@ Preset = Literal["quick", "paper", "best"]
 
 PRESETS: dict[Preset, Stages] = {
     "paper": Stages(),
-    # The paper's data and sizes; of pre-training, what its ablation (python -m crpt.ablate
-    # components) found to give more by more than seeds differ. Fine-tuning standardises z by the
-    # task's own random steps, as quick does.
+    # The paper's data and sizes; of pre-training, what gave more in a shorter ablation on a GPU
+    # (python -m crpt.ablate components) with one seed: how far seeds differ there is not known.
+    # Fine-tuning standardises z by the task's own random steps, as quick does.
     "best": Stages(
         pretrain=PretrainConfig(
             learning_rate=9e-4,

@@ -1,5 +1,6 @@
-"""Pre-training objectives, one room each. A new one is a file here and a line in OBJECTIVES (and in
-`PretrainConfig.objective`)."""
+"""Pre-training objectives, one room each. A new one is a file here, a line in OBJECTIVES and its
+name in `crpt.config.stages.Objective`: mypy knows the names of a Literal only where they are
+written out, and the config is below the objectives and cannot ask them."""
 
 from __future__ import annotations
 

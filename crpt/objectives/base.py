@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from crpt.byte_encoder import project_bytes
 from crpt.config import PretrainConfig
 from crpt.distributed import ALONE, Team, TeamBatchNorm1d
-from crpt.encoder import Encoder, orthogonal_init
+from crpt.encoder import Encoder, Standardisation, orthogonal_init
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,11 @@ class Objective(nn.Module, ABC):
     row_loss: ClassVar[str]
     """The part of the loss that is a mean over the batch's rows, and is compared with that of the
     trivial solution. It has weight 1 in the total."""
+    has_prototypes: ClassVar[bool] = False
+    """Whether there are `prototypes`: then they travel with the encoder, where an intrinsic reward
+    looks for them, and how far they are spread is logged and judged."""
+    prototypes: Tensor
+    """Parameter or buffer, [M, D], M as `PretrainConfig.prototypes` says."""
 
     def __init__(self, encoder: Encoder, config: PretrainConfig) -> None:
         super().__init__()
@@ -78,7 +83,7 @@ class Objective(nn.Module, ABC):
         if team.group is None:
             return
         for encoder in self.modules():
-            if isinstance(encoder, Encoder) and isinstance(encoder.norm, nn.BatchNorm1d):
+            if isinstance(encoder, Encoder) and isinstance(encoder.norm, Standardisation):
                 encoder.norm = TeamBatchNorm1d(encoder.norm, team.group)
 
     def before_update(self) -> None:
@@ -88,8 +93,11 @@ class Objective(nn.Module, ABC):
         """What follows the parameters, after every update."""
 
     def export(self) -> Encoder:
-        """A copy of the trained encoder."""
-        return copy.deepcopy(self.online)
+        """A copy of the trained encoder, with the prototypes attached, if there are some."""
+        encoder = copy.deepcopy(self.online)
+        if self.has_prototypes:
+            encoder.attach_prototypes(self.prototypes)
+        return encoder
 
     def distance(self, loss: Tensor, trivial: Tensor) -> Tensor:
         """`Losses.distance`, of the mean of some rows' losses and that of their trivial ones."""

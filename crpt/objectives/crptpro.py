@@ -22,11 +22,13 @@ class CRPTPro(TargetObjective):
     L_comp = -mean_b sum_m codes_bm log softmax_m(s C^T / T)
     L_intr = 1/M^2 sum_{i != j} s_ij / (sg(s_ij) + offset),  s_ij = sg(c_i) . c_j
 
-    Trivial solution: uniform codes, whose L_comp is log M. With intrinsic: none, the
-    representation loss of Proto-RL (Yarats et al., arXiv 2102.11271).
+    Trivial solution: uniform codes, whose L_comp is log M. With intrinsic: knn, L_intr is that of
+    `ablated_intrinsic_loss`; with none there is none, and L is the representation loss of Proto-RL
+    (Yarats et al., arXiv 2102.11271).
     """
 
     row_loss = "comparison_loss"
+    has_prototypes = True
 
     def __init__(self, encoder: Encoder, config: PretrainConfig) -> None:
         super().__init__(encoder, config)
@@ -76,14 +78,17 @@ class CRPTPro(TargetObjective):
         return torch.stack([loss, torch.full_like(loss, math.log(c.prototypes))], dim=1)
 
     def ablated_intrinsic_loss(self) -> Tensor:
-        """What stands in the place of L_intr."""
+        """What stands in the place of L_intr: 0 with none, and with knn
+
+            L_knn = 1/M sum_i s_i(3),  s_ij = sg(c_i) . c_j
+
+        s_i(3) is the third largest of s_i1, ..., s_iM. The largest is s_ii = 1, so it is how near
+        the second nearest of the other prototypes lies.
+
+        Source: CRPTpro's published code, forward_knn with topk 3 (github.com/liuxin0824/CRPTpro,
+        proto.py).
+        """
         if self.config.intrinsic == "knn":
             similarity = self.prototypes.detach() @ self.prototypes.T  # [M, M]
             return similarity.topk(3, dim=-1).values[:, 2].mean()
         return self.prototypes.new_zeros(())
-
-    def export(self) -> Encoder:
-        """A copy of the online encoder, with the prototypes attached."""
-        encoder = super().export()
-        encoder.attach_prototypes(self.prototypes)
-        return encoder

@@ -119,7 +119,12 @@ def pretrain(
                         run.log(STAGE, trainer.round, domain=name, **line)
                     for name, rate in pace.since_last().items():
                         run.log_speed(STAGE, trainer.round, domain=name, updates_per_second=rate)
-                    plateau.check(trainer.round, _ranks(trainer, figures), _perplexities(figures))
+                    plateau.check(
+                        trainer.round,
+                        _ranks(trainer, figures),
+                        _perplexities(figures),
+                        _similarity(figures),
+                    )
                 mean = sum(line["distance_from_trivial"] for line in figures.values())
                 bar.set_postfix(distance=f"{mean / len(figures):.3f}")
             stopping = team.any(stop.requested)
@@ -173,6 +178,11 @@ def _perplexities(figures: dict[str, Line]) -> dict[str, float]:
     """Of the codes, where the objective has some."""
     key = "assignment_perplexity"
     return {name: line[key] for name, line in figures.items() if key in line}
+
+
+def _similarity(figures: dict[str, Line]) -> float | None:
+    """Mean of the prototypes, which all domains share, where there are some."""
+    return next(iter(figures.values())).get("prototype_similarity_mean")
 
 
 def _require_same_run(

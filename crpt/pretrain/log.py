@@ -17,7 +17,6 @@ from crpt.measures import (
     usage_entropy,
 )
 from crpt.objectives import Losses
-from crpt.objectives.crptpro import CRPTPro
 from crpt.pretrain.feeds import Domains
 from crpt.pretrain.trainer import Trainer
 
@@ -118,9 +117,10 @@ def _figures(losses: Losses) -> Line:
 
 
 def _spread(trainer: Trainer) -> Line:
-    if not isinstance(trainer.model, CRPTPro) or trainer.config.prototypes < 2:
+    model = trainer.model
+    if not model.has_prototypes or len(model.prototypes) < 2:
         return {}
-    mean, largest = prototype_spread(trainer.model.prototypes)
+    mean, largest = prototype_spread(model.prototypes)
     return {"prototype_similarity_mean": mean, "prototype_similarity_max": largest}
 
 

@@ -1,5 +1,5 @@
 """Noticing that pre-training sits on the trivial solution of its objective or does worse, or that
-the embeddings have collapsed."""
+the embeddings or the prototypes have collapsed."""
 
 from __future__ import annotations
 
@@ -24,22 +24,32 @@ RANK = 1.5
 FEWEST_ROWS = 8
 # Codes whose perplexity is this share of M are as good as uniform.
 UNIFORM = 0.9
+# Prototypes with this mean cosine lie 45 degrees from one direction. They begin with about 0, and
+# the comparison loss does not draw them together: it stays the same when all move by one vector.
+# Healthy runs of thousands of updates had 0.1 at most, also with intrinsic: none, and one that
+# diverged at learning rate 0.1 had 0.17. The largest cosine tells nothing, for two of many may be
+# near, nor do those in use: on the plateau that is one, of spread ones.
+SIMILARITY = 0.5
+# Fewer than these drift further in healthy runs: 4 of them to 0.7, and 2 to 0.96.
+FEWEST_PROTOTYPES = 16
 # A run that leaves the plateau has left it after about 50 updates; before, nobody can tell.
 SOONEST_UPDATES = 50
 UPDATES = 150
 # One batch may read far from the mean: those of so many rounds in a row have to agree.
 READINGS = 3
 
-Trouble = Literal["stuck", "worse", "collapsed"]
+Trouble = Literal["stuck", "worse", "collapsed", "prototypes collapsed"]
 
 
 class PlateauWarning(UserWarning):
-    """The loss is no better than that of the trivial solution, or the embeddings have collapsed."""
+    """The loss is no better than that of the trivial solution, or the embeddings or the prototypes
+    have collapsed."""
 
 
 class Plateau:
     """Warns of the domains in trouble after 150 updates, or at the end of a shorter run, and later
-    of those that get into it: once for each domain and trouble."""
+    of those that get into it: once for each domain and trouble. Of prototypes that have collapsed,
+    which belong to no domain, it warns once, at any time."""
 
     def __init__(self, config: PretrainConfig, updates_per_round: int) -> None:
         self.config = config
@@ -58,10 +68,18 @@ class Plateau:
         round_: int,
         ranks: Mapping[str, float],
         perplexities: Mapping[str, float] | None = None,
+        similarity: float | None = None,
     ) -> None:
         """Judges each domain by its largest distance of the last three rounds, of which a run that
         goes on has to see three first, and by the effective rank of z and the perplexity of the
-        codes, of an objective that has some, in this one."""
+        codes, of an objective that has some, in this one; and prototypes by the mean cosine of two
+        of them."""
+        if self._are_one(similarity) and self._news("prototypes collapsed", ["prototypes"]):
+            _warn(
+                f"after {round_} rounds the prototypes have collapsed to about one vector: two of "
+                f"them have a mean cosine of {similarity:.2f}, and about 0 where they are spread. "
+                f"{self._remedy_of_prototypes()}"
+            )
         if self.silent or round_ < self.first_round:
             return
         distances, perplexities = self._largest_distances(), perplexities or {}
@@ -109,16 +127,18 @@ class Plateau:
 
     def _stuck(self, names: list[str], perplexities: Mapping[str, float]) -> str:
         found = f"the loss of {', '.join(names)} is no better than that of the trivial solution"
-        if self.config.objective != "crptpro":
-            return found
-        m = self.config.prototypes
-        found += f", log M = {math.log(m):.3f}"
         known = [perplexities[name] for name in names if name in perplexities]
         if not known:
             return found
+        m = self.config.prototypes
+        found += f", log M = {math.log(m):.3f}"
         if self._is_uniform(min(known)):
             return f"{found}, and the codes are uniform"
         return f"{found}, though the codes are not uniform (perplexity {min(known):.1f} of {m})"
+
+    def _are_one(self, similarity: float | None) -> bool:
+        enough = self.config.prototypes >= FEWEST_PROTOTYPES
+        return similarity is not None and enough and similarity >= SIMILARITY
 
     def _is_uniform(self, perplexity: float) -> bool:
         return perplexity >= UNIFORM * self.config.prototypes
@@ -130,6 +150,13 @@ class Plateau:
             "Standardise the embeddings, embedding_norm: batch, in a new --run-dir: crpt.pretrain "
             "--embedding-norm batch, or crpt.train --pretrain.embedding-norm batch"
         )
+
+    def _remedy_of_prototypes(self) -> str:
+        """The intrinsic loss pushes them apart, and a new run begins with spread ones."""
+        c = self.config
+        weight = f"an intrinsic_weight above {c.intrinsic_weight:g}"
+        apart = weight if c.intrinsic != "none" else "intrinsic: dot"
+        return f"Try {apart}, or a learning_rate below {c.learning_rate:g}, in a new --run-dir."
 
     def _remedy_of_worse(self) -> str:
         return (

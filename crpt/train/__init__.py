@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from crpt.config import Stages
 from crpt.encoder import EncoderConfig, feature_map_size
+from crpt.objectives import OBJECTIVES
 from crpt.pretrain.inputs import largest_batch
 from crpt.stages import (
     Context,
@@ -68,7 +69,7 @@ def _require_that_stages_fit(stages: Stages) -> None:
             "finetune.embedding_statistics should be pretraining with pretrain.embedding_norm "
             "none, got task"
         )
-    if finetune.intrinsic_reward > 0 and pretrain.objective != "crptpro":
+    if finetune.intrinsic_reward > 0 and not OBJECTIVES[pretrain.objective].has_prototypes:
         raise ValueError(
             f"finetune.intrinsic_reward should be 0 with pretrain.objective {pretrain.objective}, "
             f"which has no prototypes, got {finetune.intrinsic_reward:g}"
