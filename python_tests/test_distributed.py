@@ -24,7 +24,6 @@ from crpt.distributed import (
     ALONE,
     BackendError,
     Team,
-    TeamBatchNorm1d,
     TeamError,
     _sendable,
     join,
@@ -34,6 +33,7 @@ from crpt.distributed import (
 )
 from crpt.encoder import Encoder, Standardisation
 from crpt.interrupt import Interrupted
+from crpt.objectives.team_norm import TeamBatchNorm1d
 from crpt.ops import conv_cpu
 from crpt.pretrain import pretrain
 from crpt.pretrain.inputs import dataset_identity

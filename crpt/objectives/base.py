@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from crpt.byte_encoder import project_bytes
 from crpt.config import PretrainConfig
-from crpt.distributed import ALONE, Team, TeamBatchNorm1d
+from crpt.distributed import ALONE, Team
 from crpt.encoder import Encoder, Standardisation, orthogonal_init
+from crpt.objectives.team_norm import TeamBatchNorm1d
 
 
 @dataclass(frozen=True)
