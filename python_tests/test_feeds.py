@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 
 import pytest
 import small
@@ -156,6 +157,23 @@ def test_frames_fit_where_they_leave_room_for_the_updates(buffer, monkeypatch):
         free = int(needed / share)
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 2 * free))
         assert fits(buffer, DOMAINS, CPU) is fit
+
+
+def test_frames_of_a_finished_run_are_not_in_the_way(buffer, monkeypatch):
+    class Run:
+        def __init__(self):
+            self.itself = self
+
+    finished, order = weakref.ref(Run()), []
+
+    def mem_get_info(device):
+        order.append("asked of the driver" if finished() is None else "it is still there")
+        return 1 << 40, 1 << 41
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: order.append("emptied"))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", mem_get_info)
+    assert fits(buffer, DOMAINS, CPU)
+    assert order == ["emptied", "asked of the driver"]
 
 
 @pytest.mark.parametrize(("count", "batch"), [(1, 7), (2, 7), (3, 8), (3, 3)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -97,6 +98,10 @@ def frame_bytes(buffer: ReplayBuffer, domains: Domains) -> int:
 
 def fits(buffer: ReplayBuffer, domains: Domains, device: torch.device) -> bool:
     """Whether the frames leave a GPU enough memory for the updates."""
+    # Those of a run before this one in the same process lie there until its cycles are collected,
+    # and then in torch's cache, where the driver does not count them as free.
+    gc.collect()
+    torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info(device)
     return frame_bytes(buffer, domains) <= RESIDENT_SHARE * free
 
