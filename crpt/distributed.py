@@ -136,7 +136,7 @@ def own_device(device: torch.device) -> torch.device:
         return device
     number, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
     processes = max(number + 1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    if processes > gpus:
+    if 0 < gpus < processes:
         raise ValueError(
             f"--nproc-per-node of torchrun should be at most {gpus}, the number of GPUs that torch "
             f"finds on this host, got {processes} processes"
@@ -198,7 +198,8 @@ def lost_processes_named(kept: Callable[[], str]) -> Iterator[None]:
 _LOST = re.compile(
     r"remote process exit|closed the connection|connection (was likely )?(closed|reset|refused)|"
     r"broken pipe|failed to connect|no route to host|unreachable|"
-    r"tim(ed|ing) out|(application|operation|read|socket|wait|write) timeout",
+    r"host is down|connection abort|communicator was aborted|tim(ed|ing) out|"
+    r"(application|barrier|connect|operation|read|socket|wait|write) timeout",
     re.IGNORECASE,
 )
 """What gloo, NCCL and torch's store say when another process is gone or does not answer."""

@@ -43,22 +43,33 @@ def orthogonal_init(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
+def _exactly(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """What Module.to and the like do to tensors, but for casts to less than float32."""
+
+    def apply(x: Tensor) -> Tensor:
+        y = fn(x)
+        less = y.is_floating_point() and y.dtype.itemsize < 4
+        return x.to(y.device, torch.float32) if less else y
+
+    return apply
+
+
 class Standardisation(nn.BatchNorm1d):
     """Batch norm without affine, in float32 at least: a cast of the module to half precision leaves
     its running statistics as exact as they were."""
 
-    def __init__(self, num_features: int) -> None:
-        super().__init__(num_features, affine=False)
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(num_features, eps, momentum, affine=False, device=device, dtype=dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        def exactly(x: Tensor) -> Tensor:
-            y = fn(x)
-            if not y.is_floating_point():
-                return y
-            dtype = torch.promote_types(y.dtype, torch.float32)
-            return y if y.dtype == dtype else x.to(y.device, dtype)
-
-        cast(Any, super())._apply(exactly, recurse)  # torch has no types for it
+        cast(Any, super())._apply(_exactly(fn), recurse)  # torch has no types for it
         return self
 
 
@@ -191,6 +202,12 @@ class Encoder(nn.Module):
         made them."""
         # Not by the grad mode: torch.export takes its switch along, and cannot load that again.
         return x.detach() if self.frozen else x
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        prototypes = self.prototypes
+        cast(Any, super())._apply(fn, recurse)  # torch has no types for it
+        self.prototypes = _exactly(fn)(prototypes)  # they are compared with z
+        return self
 
     def attach_prototypes(self, prototypes: Tensor) -> None:
         """Let the prototypes [M, D] travel with the encoder, rows scaled to unit length."""

@@ -31,7 +31,7 @@ from crpt.finetune import STAGE as FINETUNE
 from crpt.finetune import finetune
 from crpt.model_card import write_card
 from crpt.pretrain import STAGE as PRETRAIN
-from crpt.pretrain import pretrain
+from crpt.pretrain import check_checkpoint, pretrain
 from crpt.pretrain.inputs import dataset_identity
 from crpt.probe import probe, to_json
 from crpt.replay import ReplayBuffer, open_together
@@ -78,6 +78,9 @@ class Context:
         sections = {"seed": self.seed, stage: config}
         if inputs:
             sections[f"{stage}_input"] = inputs
+        if stage == PRETRAIN:
+            # First: what a checkpoint refuses must not bind the run.
+            check_checkpoint(self.run, sections)
         self.run.claim(sections)
 
 

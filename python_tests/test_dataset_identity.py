@@ -75,6 +75,10 @@ def test_a_checkpoint_knows_the_dataset_that_it_was_begun_with(begun, tmp_path):
     b = ReplayBuffer.open(begun / "b")
     with pytest.raises(ConfigMismatchError, match=r"another dataset; .*\n.*dataset_content\.mine"):
         pretrain(CONFIG, b, RunDirectory(tmp_path), seed=0, progress=False)
+    # Nor does the command that is refused bind the run to what was asked for.
+    with pytest.raises(ConfigMismatchError, match=r"another dataset; .*\n.*dataset_content\.mine"):
+        stage(tmp_path, begun / "b")
+    stage(tmp_path, begun / "a")
 
 
 @pytest.mark.parametrize("noted", ["nothing", "sizes"])
@@ -176,6 +180,7 @@ def test_of_a_large_dataset_little_is_read(monkeypatch):
     watched = {name: Watched(name) for name in arrays}
     monkeypatch.setattr(buffer, "arrays", lambda domain: watched)
     assert content(buffer) == was
+    assert len(read) == 2  # frames and actions
     for slots in read:
         assert len(np.unique(slots)) == 32
         assert slots.min() < 5000 / 32

@@ -353,6 +353,42 @@ def test_a_copy_of_a_team_s_norm_belongs_to_no_team_and_is_as_exact():
     assert norm.half().running_var.dtype == torch.float32
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_a_team_s_norm_is_where_and_as_the_norm_is_that_it_stands_for(training):
+    norm = Standardisation(3, eps=1e-3, momentum=0.01, dtype=torch.float64).train(training)
+    norm.running_mean.fill_(0.1)
+    with torch.device("meta"):  # as a GPU's is not, where no default was set
+        shared = TeamBatchNorm1d(norm, None)
+        alone = copy.deepcopy(shared)
+    for same in (shared, alone):
+        assert (same.eps, same.momentum, same.training) == (1e-3, 0.01, training)
+        for name, buffer in norm.named_buffers():
+            assert torch.equal(same.get_buffer(name), buffer)
+            assert same.get_buffer(name).dtype == buffer.dtype
+
+
+def test_what_differs_between_processes_is_told_to_all(monkeypatch):
+    """In one process; test_processes_that_differ_are_told_in_what starts two."""
+    same = {"seed": 0, "lr": 1e-3}
+    told = [same, same, {"seed": 5, "lr": 1e-2}]
+
+    def gather(found, mine, group):
+        assert mine == same
+        found[:] = told
+
+    monkeypatch.setattr(dist, "all_gather_object", gather)
+    team = Team(1, 3, group=object(), control=object())
+    with pytest.raises(ValueError, match="the same") as error:
+        team.require_same(same, "start them alike")
+    assert str(error.value) == (
+        "seed should be the same for all processes, got 0 in process 0 and 5 in process 2; "
+        "lr should be the same for all processes, got 0.001 in process 0 and 0.01 in process 2; "
+        "start them alike"
+    )
+    told[2] = dict(same)
+    team.require_same(same, "start them alike")
+
+
 def launch(monkeypatch, **environment):
     """What torchrun tells a process that it starts."""
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID"):
@@ -376,6 +412,8 @@ def test_processes_without_a_gpu_each_are_told_how_many_there_are(monkeypatch, t
     with pytest.raises(ValueError, match=r"should be at most 2, .* GPUs .*, got 3 processes"):
         own_device(torch.device("cuda"))
     assert own_device(torch.device("cuda:0")) == torch.device("cuda:0")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)  # then this is not what is wrong
+    own_device(torch.device("cuda"))
 
 
 NCCL = "NCCL error in: NCCLUtils.hpp:268, {}, NCCL version 2.21.5\nnccl{}.\nLast error:\n{}"
@@ -411,6 +449,10 @@ PAIR = "[/third_party/gloo/gloo/transport/tcp/pair.cc:553] "
         RuntimeError(PAIR + "Connection closed by peer [10.0.0.2]:1044"),
         RuntimeError(PAIR + "Read error [10.0.0.2]:1044: Connection reset by peer"),
         RuntimeError(PAIR + "Application timeout caused pair closure"),
+        RuntimeError(PAIR + "Connect timeout [10.0.0.2]:1044"),
+        RuntimeError(PAIR + "Write error [10.0.0.2]:1044: Host is down"),
+        dist.DistStoreError("barrier timeout after 600000ms, key: round_0"),
+        dist.DistBackendError("NCCL communicator was aborted on rank 0."),
     ],
     ids=lambda error: str(error)[-30:],
 )

@@ -74,6 +74,10 @@ def test_versions_that_were_not_tested_are_told(monkeypatch):
     assert note in of_level("note", found())
 
 
+def test_the_process_that_draws_need_not_wait_for_torch():
+    assert Finding("ok", "drawn") in found(toy_drawing.drawn_without_torch)
+
+
 @pytest.mark.parametrize(
     ("draw", "message"),
     [

@@ -300,6 +300,16 @@ def test_running_statistics_lose_nothing_in_half_precision():
         assert torch.equal(cast().norm.running_var.float(), before)
 
 
+@pytest.mark.parametrize("dtype", PRECISIONS)
+def test_prototypes_are_compared_with_z_in_every_precision(dtype):
+    encoder = standardised("batch")
+    encoder.attach_prototypes(torch.randn(5, encoder.config.projection_dim))
+    exact = encoder.prototypes
+    encoder.to(dtype)
+    assert (encoder.embed(observations(3)) @ encoder.prototypes.T).shape == (3, 5)
+    assert torch.equal(encoder.prototypes, exact.to(encoder.prototypes.dtype))
+
+
 class Embed(torch.nn.Module):
     """What torch.export takes where a method other than forward is wanted."""
 

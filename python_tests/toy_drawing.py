@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 
 from crpt.doctor.finding import Finding
@@ -11,6 +12,10 @@ from crpt.envs.rendering import RenderingUnavailableError
 
 def drawn() -> Finding:
     return Finding("ok", "rendering by a toy")
+
+
+def drawn_without_torch() -> Finding:
+    return Finding("note" if "torch" in sys.modules else "ok", "drawn")
 
 
 def not_drawn() -> Finding:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from crpt.byte_encoder import project_bytes
 from crpt.config import PretrainConfig
 from crpt.distributed import ALONE, Team
-from crpt.encoder import Encoder, Standardisation, orthogonal_init
+from crpt.encoder import Encoder, orthogonal_init
 from crpt.objectives.team_norm import TeamBatchNorm1d
 
 
@@ -84,7 +84,7 @@ class Objective(nn.Module, ABC):
         if team.group is None:
             return
         for encoder in self.modules():
-            if isinstance(encoder, Encoder) and isinstance(encoder.norm, Standardisation):
+            if isinstance(encoder, Encoder) and isinstance(encoder.norm, nn.BatchNorm1d):
                 encoder.norm = TeamBatchNorm1d(encoder.norm, team.group)
 
     def before_update(self) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from crpt.encoder import Standardisation
 
@@ -32,20 +32,30 @@ class _SumOverTeam(torch.autograd.Function):
 _sum_over_team: Callable[[Tensor, dist.ProcessGroup], Tensor] = _SumOverTeam.apply
 
 
+def _settings(
+    norm: nn.BatchNorm1d,
+) -> tuple[int, float, float | None, torch.device, torch.dtype]:
+    """What `Standardisation` is made with, to be where that norm is."""
+    at = norm.running_mean
+    assert at is not None
+    return norm.num_features, norm.eps, norm.momentum, at.device, at.dtype
+
+
 class TeamBatchNorm1d(Standardisation):
     """BatchNorm1d over the rows of all processes; torch's SyncBatchNorm is for GPUs only.
 
     Every process has the same number of rows. Its buffers are those of BatchNorm1d.
     """
 
-    def __init__(self, norm: Standardisation, group: dist.ProcessGroup) -> None:
-        super().__init__(norm.num_features)
+    def __init__(self, norm: nn.BatchNorm1d, group: dist.ProcessGroup) -> None:
+        super().__init__(*_settings(norm))
         self.load_state_dict(norm.state_dict())
+        self.train(norm.training)
         self.group = group
 
     def __deepcopy__(self, memo: dict[int, object]) -> Standardisation:
         """A copy belongs to no team."""
-        norm = Standardisation(self.num_features)
+        norm = Standardisation(*_settings(self))
         norm.load_state_dict(self.state_dict())
         return norm.train(self.training)
 

@@ -63,7 +63,7 @@ def pretrain(
         CheckpointError: the checkpoint is not one of this stage and these sizes.
         DivergenceError: the loss or a weight is not finite; the last checkpoint, if any, is kept.
         TeamError: another process has ended, or cannot be reached; the last checkpoint is kept.
-        BackendError: the processes cannot reach each other for another reason; it is kept, too.
+        BackendError: the processes cannot reach each other for another reason; likewise.
         Interrupted: on Ctrl-C, after a checkpoint; in the last round, after `encoder/` too.
     """
     saved = run.load_checkpoint(STAGE)
@@ -72,8 +72,7 @@ def pretrain(
     identity = dataset_identity(buffer)
     _require_same_run(team, config, seed, identity, done, exported)
     begun = {"seed": seed, STAGE: config, f"{STAGE}_input": identity}
-    if isinstance(saved, dict) and "begun_with" in saved:  # not in those of earlier releases
-        run.compare(saved["begun_with"], begun)
+    _check_begun_with(run, saved, begun)
     if done == config.rounds and exported:
         return Encoder.from_pretrained(run.encoder_dir)
     trainer = Trainer(config, buffer, seed=seed, device=torch.device(device), team=team)
@@ -183,6 +182,16 @@ def _perplexities(figures: dict[str, Line]) -> dict[str, float]:
 def _similarity(figures: dict[str, Line]) -> float | None:
     """Mean of the prototypes, which all domains share, where there are some."""
     return next(iter(figures.values())).get("prototype_similarity_mean")
+
+
+def check_checkpoint(run: RunDirectory, sections: dict[str, Any]) -> None:
+    """ConfigMismatchError where the checkpoint was begun with another config, seed or dataset."""
+    _check_begun_with(run, run.load_checkpoint(STAGE), sections)
+
+
+def _check_begun_with(run: RunDirectory, saved: Any, sections: dict[str, Any]) -> None:
+    if isinstance(saved, dict) and "begun_with" in saved:  # not in those of earlier releases
+        run.compare(saved["begun_with"], sections)
 
 
 def _require_same_run(

@@ -101,7 +101,7 @@ def fits(buffer: ReplayBuffer, domains: Domains, device: torch.device) -> bool:
     # Those of a run before this one in the same process lie there until its cycles are collected,
     # and then in torch's cache, where the driver does not count them as free.
     gc.collect()
-    torch.cuda.empty_cache()
+    torch.cuda.empty_cache()  # of all devices
     free, _ = torch.cuda.mem_get_info(device)
     return frame_bytes(buffer, domains) <= RESIDENT_SHARE * free
 
