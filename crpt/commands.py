@@ -63,7 +63,8 @@ class PretrainArguments(cli.Common):
 class ProbeArguments(cli.Common):
     config: OmitArgPrefixes[ProbeConfig] = ProbeConfig()
     encoder: tyro.conf.Positional[Path | None] = None
-    """Directory of an encoder, copied to RUN_DIR/encoder; none: the one that is there."""
+    """Directory of an encoder, copied to RUN_DIR/encoder; none: the one that is there. The model
+    card in RUN_DIR/encoder gets the table; nothing is written to the directory named here."""
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 _BLOCK = 1024  # rows of a matrix of distances that is never whole
+_COLUMNS = 2048  # of embeddings that are never whole in float64
 
 
 @torch.no_grad()
@@ -22,15 +24,48 @@ def effective_rank(embeddings: Tensor) -> float:
     centred = x - x.mean(dim=0)
     wide = x.shape[1] > x.shape[0]
     gram = centred @ centred.T if wide else centred.T @ centred
-    if not bool(gram.isfinite().all()):
+    return _effective_rank(gram.cpu(), 0.0, x.norm(dim=-1).cpu())
+
+
+@torch.no_grad()
+def gram_matrix(embeddings: Tensor) -> Tensor:
+    """x x^T in float64, of embeddings x [N, D] of any precision: [N, N], exactly symmetric."""
+    n = len(embeddings)
+    lower = torch.zeros(n, n, dtype=torch.float64, device=embeddings.device)
+    for part in embeddings.split(_COLUMNS, dim=1):
+        # Half of an encoder's features are one number in all frames of a domain.
+        varies = (part != part[:1]).any(dim=0)
+        lower += part[:1, ~varies].double().square().sum()
+        x = part[:, varies].double()
+        for begin in range(0, n, _BLOCK):
+            end = begin + _BLOCK
+            lower[begin:end, :end].addmm_(x[begin:end], x[:end].T)
+    return lower.tril() + lower.tril(-1).T
+
+
+@torch.no_grad()
+def effective_rank_of_gram(gram: Tensor) -> float:
+    """`effective_rank` of embeddings of this `gram_matrix`, [B, B]."""
+    gram = gram.cpu()
+    mean = gram.mean(dim=0)
+    lengths = gram.diagonal().sqrt()
+    # Entries as large as the squared lengths were subtracted from each other.
+    rounding = float(lengths.square().mean())
+    return _effective_rank(gram - mean - mean[:, None] + mean.mean(), rounding, lengths)
+
+
+def _effective_rank(centred_gram: Tensor, rounding: float, lengths: Tensor) -> float:
+    """Of the spectrum of a matrix whose entries are exact to eps * rounding, or to eps of its
+    largest eigenvalue; `lengths` are those of the embeddings before they were centred."""
+    if not bool(centred_gram.isfinite().all()):
         return math.nan
     # On the CPU: a GPU takes ten times as long for matrices of this size.
-    squares = torch.linalg.eigvalsh(gram.cpu())
+    squares = torch.linalg.eigvalsh(centred_gram)
     # Below this an eigenvalue is rounding, of which a root would make eight digits less.
-    least = len(squares) * torch.finfo(squares.dtype).eps * squares.max()
+    least = len(squares) * torch.finfo(squares.dtype).eps * squares.max().clamp(min=rounding)
     sigma = torch.where(squares > least, squares, 0.0).sqrt()
     # What remains of equal embeddings is rounding, which has full rank and means nothing.
-    if sigma.max() <= 1e-6 * x.norm(dim=-1).mean().cpu() * math.sqrt(len(x)):
+    if sigma.max() <= 1e-6 * lengths.mean() * math.sqrt(len(lengths)):
         return 0.0
     p = sigma / sigma.sum()
     return float(torch.exp(torch.special.entr(p).sum()))
@@ -95,14 +130,32 @@ def temporal_retrieval(
     Returns:
         (share, chance); NaN where no frame has such a neighbour.
     """
-    n = len(embeddings)
     # cdist multiplies, and the rounding of long vectors is more than the distance of near ones.
     embeddings = embeddings - embeddings.mean(dim=0)
-    step = torch.arange(n, device=embeddings.device)
+    return _retrieval(
+        lambda rows: torch.cdist(embeddings[rows], embeddings), episode, apart, window
+    )
+
+
+@torch.no_grad()
+def temporal_retrieval_of_gram(
+    gram: Tensor, episode: Tensor, *, apart: int = 3, window: int = 10
+) -> tuple[float, float]:
+    """`temporal_retrieval` of embeddings of this `gram_matrix`, [N, N]."""
+    squares = gram.diagonal()
+    return _retrieval(lambda at: squares[at, None] + squares - 2 * gram[at], episode, apart, window)
+
+
+def _retrieval(
+    distances: Callable[[slice], Tensor], episode: Tensor, apart: int, window: int
+) -> tuple[float, float]:
+    """distances: of some rows from all, [rows, N], or what orders as they do."""
+    n = len(episode)
+    step = torch.arange(n, device=episode.device)
     found, chance, queries = 0, 0.0, 0
     for begin in range(0, n, _BLOCK):
         rows = slice(begin, begin + _BLOCK)
-        distance = torch.cdist(embeddings[rows], embeddings)
+        distance = distances(rows)
         same = episode[rows, None] == episode
         gap = (step[rows, None] - step).abs()
         overlaps = same & (gap < apart)

@@ -144,7 +144,8 @@ def pretrain_stage(context: Context, config: PretrainConfig) -> Encoder:
 
 
 def probe_stage(context: Context, config: ProbeConfig) -> dict[str, Any]:
-    """Ridge probes on random play of their own, into `probe.json` and `figures/probe.png`."""
+    """Ridge probes on random play of their own, into `probe.json`, `figures/probe.png` and the
+    model card of the run's own copy of the encoder."""
     require_known_names(context, *config.domains, *config.unseen)
     encoder = _load_encoder(context, "domains", "seed", "render", "action_repeat")
     context.claim("probe", config)

@@ -49,6 +49,11 @@ def test_help_names_every_shared_flag(crpt, stage):
         assert flag in out
 
 
+def test_help_tells_which_card_gets_the_table_of_the_probes(crpt):
+    told = "The model card in RUN_DIR/encoder gets the table; nothing is written to the directory"
+    assert told in crpt("probe", "--help")[1]
+
+
 def test_the_preset_decides_on_the_defaults_that_help_shows(crpt):
     quick, paper = (crpt("pretrain", "--preset", p, "--help")[1] for p in ("quick", "paper"))
     assert "(default: 16666)" in paper

@@ -8,9 +8,12 @@ from crpt import measures
 from crpt.measures import (
     assignment_perplexity,
     effective_rank,
+    effective_rank_of_gram,
+    gram_matrix,
     prototype_spread,
     prototypes_in_use,
     temporal_retrieval,
+    temporal_retrieval_of_gram,
     usage_entropy,
 )
 
@@ -51,6 +54,32 @@ def test_effective_rank_of_more_dimensions_than_rows():
     sigma = torch.linalg.svdvals(x - x.mean(0))
     p = sigma / sigma.sum()
     assert effective_rank(x) == pytest.approx(float((-p * p.log()).nansum().exp()), rel=1e-5)
+
+
+@pytest.mark.parametrize("sizes", [(7, 11), (1024, 2048)])
+def test_gram_matrix_is_the_product_in_float64(monkeypatch, sizes):
+    monkeypatch.setattr(measures, "_BLOCK", sizes[0])
+    monkeypatch.setattr(measures, "_COLUMNS", sizes[1])
+    x = 3 + torch.randn(20, 60)
+    x[:, ::3] = torch.randn(20)  # those that are one number in all rows
+    for embeddings in (x, x.bfloat16(), x[:1], x[:, :0]):
+        got, exact = gram_matrix(embeddings), embeddings.double()
+        assert torch.equal(got, got.T)
+        torch.testing.assert_close(got, exact @ exact.T, rtol=1e-14, atol=1e-12)
+
+
+@pytest.mark.parametrize("offset", [0.0, 5.0, 1e4])
+@pytest.mark.parametrize("shape", [(40, 8), (40, 200)])
+def test_effective_rank_of_gram_is_that_of_the_embeddings(shape, offset):
+    x = offset + torch.randn(shape, dtype=torch.float64) * 0.9 ** torch.arange(shape[1])
+    assert effective_rank_of_gram(gram_matrix(x)) == pytest.approx(effective_rank(x), rel=1e-4)
+
+
+def test_effective_rank_of_gram_of_what_has_none():
+    assert effective_rank_of_gram(gram_matrix(torch.zeros(50, 200))) == 0.0
+    almost_equal = torch.randn(1, 200) * (1 + 1e-7 * torch.randn(50, 200))
+    assert effective_rank_of_gram(gram_matrix(almost_equal)) == 0.0
+    assert math.isnan(effective_rank_of_gram(gram_matrix(torch.full((5, 9), math.inf))))
 
 
 def test_prototypes_in_use_counts_first_choices():
@@ -141,6 +170,8 @@ def test_temporal_retrieval_is_the_definition(monkeypatch, block):
         expected = brute_force_retrieval(x, episode, apart, window)
         got = temporal_retrieval(x, episode, apart=apart, window=window)
         assert got == pytest.approx(expected)
+        gram = gram_matrix(x)
+        assert temporal_retrieval_of_gram(gram, episode, apart=apart, window=window) == got
 
 
 def test_temporal_retrieval_tells_embeddings_apart_that_are_all_but_equal():
@@ -151,6 +182,7 @@ def test_temporal_retrieval_tells_embeddings_apart_that_are_all_but_equal():
     x = (1 + 1e-5 * walk).float()
     expected = brute_force_retrieval(x.double(), episode, 3, 10)
     assert temporal_retrieval(x, episode) == pytest.approx(expected)
+    assert temporal_retrieval_of_gram(gram_matrix(x), episode) == pytest.approx(expected)
 
 
 def test_temporal_retrieval_without_neighbours_is_nan():

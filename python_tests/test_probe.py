@@ -14,8 +14,10 @@ from torch import Tensor
 
 from crpt import figures
 from crpt.encoder import Encoder, EncoderConfig
-from crpt.probe import probe, to_json
-from crpt.probe.knowledge import SKETCH_DIM, measure
+from crpt.measures import effective_rank, temporal_retrieval
+from crpt.probe import knowledge, probe, to_json
+from crpt.probe.knowledge import measure
+from crpt.probe.ridge import OF_GRAM, held_out_r2
 from crpt.summary import probe_text
 
 SEEN = ("dot_red", "dot_blue")
@@ -117,12 +119,37 @@ def test_embeddings_are_those_of_the_frames(dataset, result):
     torch.testing.assert_close(result.z["dot_green"], knowing().freeze().embed(obs))
 
 
-def test_the_sketch_keeps_inner_products():
-    generator = torch.Generator().manual_seed(1)
-    h = torch.randn(20, 5_000, generator=generator)
-    sketch = torch.randn(5_000, SKETCH_DIM, generator=generator) / SKETCH_DIM**0.5
-    error = (h @ sketch) @ (h @ sketch).T - h @ h.T
-    assert error.abs().max() < 6 * 5_000 / math.sqrt(SKETCH_DIM)
+def test_all_of_h_is_measured(dataset):
+    """More dimensions than frames, and the state in few of them."""
+    encoder = small.new_encoder(small.PRETRAIN).freeze()
+    known = measure(small.PROBE, dataset, encoder, ("dot_red",), frame_stack=3, progress=False)
+    episodes = dataset.episodes("dot_red")
+    slots, episode = np.concatenate(episodes), np.repeat(np.arange(10), 13)
+    h = encoder(dataset.observations("dot_red", slots)).double()
+    assert h.shape[1] > len(h)
+    figures = known.figures["h", "dot_red"]
+    assert figures.effective_rank == pytest.approx(effective_rank(h), rel=1e-6)
+    assert figures.retrieval == temporal_retrieval(h, torch.from_numpy(episode))[0]
+    states = np.asarray(dataset.arrays("dot_red")["states"][slots])
+    r2 = held_out_r2((h @ h.T).numpy(), states, episode, small.PROBE.folds, OF_GRAM)
+    assert figures.r2 == pytest.approx(float(r2.mean()), rel=1e-9)
+
+
+def test_a_domain_has_the_same_figures_beside_others_or_alone(dataset, result):
+    alone = measure(small.PROBE, dataset, knowing(), ("dot_red",), frame_stack=3, progress=False)
+    for row in result.domains:
+        if row.domain == "dot_red":
+            assert alone.figures[row.features, "dot_red"] == row.trained
+
+
+def test_domains_are_told_apart_by_some_frames_of_many(dataset, monkeypatch):
+    monkeypatch.setattr(knowledge, "SOME_FRAMES", 100)  # every fourth
+    frames = []
+    monkeypatch.setattr(
+        knowledge, "held_out_accuracy", lambda x, label, *_: frames.append(len(label)) or 1.0
+    )
+    measure(small.PROBE, dataset, knowing(), dataset.domains, frame_stack=3, progress=False)
+    assert frames == [390, 3 * 33]
 
 
 def test_one_domain_has_no_others_to_be_told_from(tmp_path):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from crpt.probe.ridge import held_out_accuracy, held_out_predictions, held_out_r2
+from crpt.probe.ridge import OF_GRAM, Ridge, held_out_accuracy, held_out_predictions, held_out_r2
 
 
 @pytest.fixture
@@ -92,3 +92,57 @@ def test_a_row_is_predicted_without_its_episode(rng):
     x, y = np.repeat(points, 10, axis=0), np.repeat(values, 10, axis=0)
     assert held_out_r2(x, y, episodes(20, 10))[0] < 0.5
     assert held_out_predictions(x, y, episodes(20, 10)).shape == y.shape
+
+
+def centred_primal(x, y, fitting, wanted, penalties):
+    """What OF_GRAM is the dual of."""
+    mean, y_mean = x[fitting].mean(axis=0), y[fitting].mean(axis=0)
+    fit = x[fitting] - mean
+    unit = (fit**2).sum() * np.eye(x.shape[1])
+    return [
+        (x[wanted] - mean) @ np.linalg.solve(fit.T @ fit + p * unit, fit.T @ (y[fitting] - y_mean))
+        + y_mean
+        for p in penalties
+    ]
+
+
+@pytest.mark.parametrize("dimensions", [3, 30, 200])
+def test_inner_products_predict_what_embeddings_do(rng, dimensions):
+    episode = np.repeat(np.arange(9), [3, 9, 11, 2, 6, 8, 1, 12, 7])
+    x = 5 + rng.normal(size=(len(episode), dimensions)) * rng.uniform(0.1, 2, dimensions)
+    x[:, 0] = 3.0
+    y = x[:, -2:] @ rng.normal(size=(2, 4)) + rng.normal(size=(len(x), 4))
+    primal = Ridge(centred_primal, OF_GRAM.penalties)
+    for folds in (2, 4, 9):
+        expected = held_out_predictions(x, y, episode, folds, primal)
+        got = held_out_predictions(x @ x.T, y, episode, folds, OF_GRAM)
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_inner_products_read_all_or_nothing_and_tell_labels(rng):
+    x, episode = rng.normal(size=(200, 6)), episodes(20, 10)
+    y, noise = x @ rng.normal(size=(6, 3)) + 2.0, rng.normal(size=(200, 3))
+    assert (held_out_r2(x @ x.T, y, episode, ridge=OF_GRAM) > 0.999).all()
+    assert (np.abs(held_out_r2(x @ x.T, noise, episode, ridge=OF_GRAM)) < 0.2).all()
+    label = np.repeat(np.arange(4), 50)
+    x += 4 * np.eye(6)[label]
+    assert held_out_accuracy(x @ x.T, label, episode, ridge=OF_GRAM) > 0.95
+
+
+@pytest.mark.parametrize("value", [0.0, 3.7])
+def test_equal_embeddings_say_nothing_by_their_inner_products(rng, value):
+    x, y, episode = np.full((60, 40), value), rng.normal(size=(60, 2)), episodes(6, 10)
+    x += 1e-8 * value * rng.normal(size=x.shape)
+    got = held_out_predictions(x @ x.T, y, episode, 3, OF_GRAM)
+    held_out = episode % 3 == 0
+    np.testing.assert_array_equal(got[held_out], np.tile(y[~held_out].mean(axis=0), (20, 1)))
+
+
+def test_what_hardly_varies_while_fitting_does_not_drown_the_rest(rng):
+    """As ReLUs do that the frames of one episode activate."""
+    episode, known = episodes(20, 10), 3 * rng.normal(size=(200, 3))
+    rare = np.arange(400) % 20 == episode[:, None]
+    x = np.concatenate([known, rng.normal(size=(200, 400)) * (rare + 1e-4)], axis=1)
+    y = known + rng.normal(size=(200, 3))
+    assert (held_out_r2(x @ x.T, y, episode, ridge=OF_GRAM) > 0.5).all()
+    assert (held_out_r2(x, y, episode) < 0.2).all()

@@ -13,6 +13,7 @@ import small
 import torch
 
 from crpt.encoder import Encoder, EncoderConfig, EncoderFileError
+from crpt.model_card import write_card
 from crpt.pretrain import Trainer
 from crpt.probe import Probe, probe
 from crpt.replay import ReplayBuffer
@@ -304,6 +305,18 @@ def test_probes_of_chosen_domains_know_which_were_seen(finished, tmp_path):
     kept = RunDirectory(tmp_path / "run").read_json("probe.json")
     assert kept is not None
     assert len(kept["domains"]) == 2 * 3  # for z and for h
+
+
+def test_the_table_goes_to_the_card_of_the_copy_and_what_was_named_stays(finished, tmp_path):
+    named = tmp_path / "named"
+    shutil.copytree(finished[0] / "encoder", named)
+    write_card(Encoder.from_pretrained(named), named)
+    before = {path: path.read_bytes() for path in named.iterdir()}
+    probe_stage(context(tmp_path / "run", encoder=named), small.PROBE)
+    assert {path: path.read_bytes() for path in named.iterdir()} == before
+    own = tmp_path / "run" / "encoder"
+    assert "What it knows" in (own / "README.md").read_text()
+    assert {path.name for path in own.iterdir()} == {path.name for path in named.iterdir()}
 
 
 def test_a_picture_that_could_not_be_drawn_is_drawn_later(finished, tmp_path, monkeypatch, caplog):
