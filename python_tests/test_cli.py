@@ -169,17 +169,20 @@ PRINTS = "from crpt import cli\nwith cli.without_traceback(''):\n    "
 @pytest.mark.parametrize(
     ("command", "lines"),
     [
-        (["-c", PRINTS + "print('one line')"], 0),
+        pytest.param(["-c", PRINTS + "print('one line')"], 0, marks=pytest.mark.slow),
         (["-c", PRINTS + "print('one line'); raise SystemExit(0)"], 0),
         (["-c", PRINTS + "[print('line', i) for i in range(100_000)]"], 1),
-        (["-m", "crpt.dataset", "--help"], 0),
+        pytest.param(["-m", "crpt.dataset", "--help"], 0, marks=pytest.mark.slow),
     ],
 )
 def test_that_nobody_reads_is_no_error(command, lines):
     assert unread(*command, lines=lines) == (128 + signal.SIGPIPE, "")
 
 
-@pytest.mark.parametrize(("code", "ends"), [("print('done')", 0), ("raise SystemExit(3)", 3)])
+@pytest.mark.parametrize(
+    ("code", "ends"),
+    [pytest.param("print('done')", 0, marks=pytest.mark.slow), ("raise SystemExit(3)", 3)],
+)
 def test_a_closed_output_is_no_error(code, ends):
     done = subprocess.run(
         ["sh", "-c", 'exec "$0" "$@" >&-', sys.executable, "-c", PRINTS + code],

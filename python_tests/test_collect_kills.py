@@ -148,6 +148,7 @@ def test_a_worker_that_dies_between_writing_and_saying_so(tmp_path, monkeypatch,
     assert contents(tmp_path / "data") == contents(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_kill_9_with_dm_control(tmp_path):
     config = {
         "domains": ("cartpole_swingup",),

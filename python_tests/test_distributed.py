@@ -204,7 +204,8 @@ def test_the_error_of_one_process_is_told_by_all(dataset, tmp_path):
         together(3, str(dataset), str(tmp_path), *SMALL)
 
 
-@pytest.mark.parametrize("go_on", ["alone", pytest.param("together", marks=SLOW)])
+@pytest.mark.slow
+@pytest.mark.parametrize("go_on", ["alone", "together"])
 def test_a_process_that_dies_ends_the_others_and_loses_nothing(dataset, tmp_path, go_on):
     with pytest.raises(
         AssertionError,

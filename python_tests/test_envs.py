@@ -77,7 +77,9 @@ def onto_range(action: np.ndarray, spec: Any) -> np.ndarray:
     return (spec.minimum + spec.maximum) / 2 + action * (spec.maximum - spec.minimum) / 2
 
 
-@pytest.mark.parametrize("domain", ["quadruped_walk", "dog_stand", "hopper_hop"])
+@pytest.mark.parametrize(
+    "domain", ["quadruped_walk", pytest.param("dog_stand", marks=pytest.mark.slow), "hopper_hop"]
+)
 def test_exact_frames_are_those_of_dm_control(domain):
     env = envs.make(domain, render="exact", action_repeat=1)
     envs.select_backend()
@@ -186,7 +188,9 @@ def contexts(env: gymnasium.Env) -> tuple[int, int]:
     return context.shadowSize, context.offSamples
 
 
-@pytest.mark.parametrize("domain", ["cheetah_run", "reach_site_vision"])
+@pytest.mark.parametrize(
+    "domain", ["cheetah_run", pytest.param("reach_site_vision", marks=pytest.mark.slow)]
+)
 def test_fast_has_neither_shadows_nor_samples_after_any_reset(domain):
     fast, exact = (envs.make(domain, render=render) for render in ("fast", "exact"))
     for seed in range(3):

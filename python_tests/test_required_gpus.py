@@ -72,7 +72,8 @@ def test_without_a_gpu_every_gpu_test_that_it_requires_fails(tmp_path: Path) -> 
     }
 
 
-@pytest.mark.parametrize("required", ["1", pytest.param("2", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("required", ["1", "2"])
 def test_with_a_gpu_whatever_skips_fails(tmp_path: Path, required: str) -> None:
     expected = {
         "skips_in_its_body": f"not this GPU, and CRPT_REQUIRE_CUDA={required}",

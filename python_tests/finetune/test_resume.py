@@ -54,11 +54,20 @@ CONFIGS = {
 }
 
 
+# The rest of them for CI.
+QUICK = {"sampled h", "stored z of the task"}
+
+
 @pytest.mark.parametrize(
     ("config", "checkpoint_every"),
-    [(config, 30) for config in CONFIGS.values()]
-    + [(CONFIGS["stored z"], 1), (CONFIGS["sampled h"], 1000)],
-    ids=[*CONFIGS, "a checkpoint each episode", "a checkpoint only where the ring needs one"],
+    [
+        pytest.param(config, 30, id=name, marks=[] if name in QUICK else pytest.mark.slow)
+        for name, config in CONFIGS.items()
+    ]
+    + [
+        pytest.param(CONFIGS["stored z"], 1, id="a checkpoint each episode"),
+        pytest.param(CONFIGS["sampled h"], 1000, id="a checkpoint only where the ring needs one"),
+    ],
 )
 def test_killed_and_resumed_equals_never_killed(
     config, checkpoint_every, encoder, standardised, tmp_path, monkeypatch

@@ -166,7 +166,7 @@ class Dataset(torch.utils.data.Dataset[Tensor]):
         return shifted(i)
 
 
-@pytest.mark.parametrize("start", ["fork", "spawn"])
+@pytest.mark.parametrize("start", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_from_workers_of_a_data_loader(start: str) -> None:
     shifted()  # so that the parent has something to inherit
     loader = torch.utils.data.DataLoader(

@@ -75,7 +75,9 @@ def _train_in_parallel(group: Any, compiled: bool) -> list[Any]:
 
 
 @pytest.mark.parametrize("size", [2, 3])
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize(
+    "compiled", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["eager", "compiled"]
+)
 def test_gradients_are_those_of_one_process(ranks: Ranks, size: int, compiled: bool) -> None:
     expected = train(Model(), None, 0, 1, compiled=False)
     for histories in zip(
