@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from crpt.files import replace_files
 from crpt.seeds import seeded
+from crpt.standardisation import Standardisation, exactly
 
 FORMAT_VERSION = 1
 CONFIG_FILE = "config.json"
@@ -41,36 +42,6 @@ def orthogonal_init(module: nn.Module) -> None:
         return
     if module.bias is not None:
         nn.init.zeros_(module.bias)
-
-
-def _exactly(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """What Module.to and the like do to tensors, but for casts to less than float32."""
-
-    def apply(x: Tensor) -> Tensor:
-        y = fn(x)
-        less = y.is_floating_point() and y.dtype.itemsize < 4
-        return x.to(y.device, torch.float32) if less else y
-
-    return apply
-
-
-class Standardisation(nn.BatchNorm1d):
-    """Batch norm without affine, in float32 at least: a cast of the module to half precision leaves
-    its running statistics as exact as they were."""
-
-    def __init__(
-        self,
-        num_features: int,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
-        device: torch.device | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(num_features, eps, momentum, affine=False, device=device, dtype=dtype)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        cast(Any, super())._apply(_exactly(fn), recurse)  # torch has no types for it
-        return self
 
 
 @dataclass(frozen=True)
@@ -206,7 +177,7 @@ class Encoder(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         prototypes = self.prototypes
         cast(Any, super())._apply(fn, recurse)  # torch has no types for it
-        self.prototypes = _exactly(fn)(prototypes)  # they are compared with z
+        self.prototypes = exactly(fn)(prototypes)  # they are compared with z
         return self
 
     def attach_prototypes(self, prototypes: Tensor) -> None:

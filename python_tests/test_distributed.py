@@ -31,7 +31,7 @@ from crpt.distributed import (
     lost_processes_named,
     own_device,
 )
-from crpt.encoder import Encoder, Standardisation
+from crpt.encoder import Encoder
 from crpt.interrupt import Interrupted
 from crpt.objectives.team_norm import TeamBatchNorm1d
 from crpt.ops import conv_cpu
@@ -40,6 +40,7 @@ from crpt.pretrain.inputs import dataset_identity
 from crpt.pretrain.trainer import Trainer
 from crpt.replay import ReplayBuffer
 from crpt.run_directory import RunDirectory
+from crpt.standardisation import Standardisation
 
 CPU = torch.device("cpu")
 HERE = Path(__file__).parent

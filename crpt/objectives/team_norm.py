@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from crpt.encoder import Standardisation
+from crpt.standardisation import Standardisation
 
 
 class _SumOverTeam(torch.autograd.Function):
