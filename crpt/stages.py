@@ -75,13 +75,12 @@ class Context:
 
     def claim(self, stage: str, config: object, **inputs: object) -> None:
         """Refuse another config, seed or input than those the stage was begun with."""
+        self.run.claim(self.sections(stage, config, **inputs))
+
+    def sections(self, stage: str, config: object, **inputs: object) -> dict[str, Any]:
+        """What a stage is begun with."""
         sections = {"seed": self.seed, stage: config}
-        if inputs:
-            sections[f"{stage}_input"] = inputs
-        if stage == PRETRAIN:
-            # First: what a checkpoint refuses must not bind the run.
-            check_checkpoint(self.run, sections)
-        self.run.claim(sections)
+        return sections | {f"{stage}_input": inputs} if inputs else sections
 
 
 def require_known_names(context: Context, *names: str) -> None:
@@ -131,7 +130,14 @@ def pretrain_stage(context: Context, config: PretrainConfig) -> Encoder:
             "another --run-dir"
         )
     buffer = open_together(datasets)
-    context.team.lead(lambda: context.claim(PRETRAIN, config, **dataset_identity(buffer)))
+    identity = dataset_identity(buffer)
+
+    def claim() -> None:
+        # First: what a checkpoint refuses must not bind the run.
+        check_checkpoint(context.run, context.sections(PRETRAIN, config, **identity))
+        context.claim(PRETRAIN, config, **identity)
+
+    context.team.lead(claim)
     return pretrain(
         config,
         buffer,
